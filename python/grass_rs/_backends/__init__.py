@@ -1,0 +1,1 @@
+"""Arrays of other libraries, seen as what the native core takes."""

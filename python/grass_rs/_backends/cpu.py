@@ -1,0 +1,130 @@
+"""NumPy arrays and torch CPU tensors as NumPy views, without a copy where the core can read them.
+
+bfloat16 has no NumPy type of its own: it travels as its bits, in uint16.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import numpy as np
+
+from grass_rs.errors import ShapeError, UnsupportedArrayError
+
+_FLOATS = ("float64", "float32", "float16", "bfloat16")
+
+
+def _torch_tensor(array: Any) -> bool:
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(array, torch.Tensor)
+
+
+def _unsupported(what: str, array: Any) -> UnsupportedArrayError:
+    return UnsupportedArrayError(
+        f"{what} expects a NumPy array or torch CPU tensor of {', '.join(_FLOATS)}, got {array}"
+    )
+
+
+def _tensor_view(what: str, tensor: Any) -> np.ndarray[Any, Any]:
+    torch = sys.modules["torch"]
+    if tensor.device.type != "cpu" or tensor.layout != torch.strided:
+        kind = f"a {tensor.layout} tensor on {tensor.device}: pass tensor.to_dense().cpu()"
+        raise _unsupported(what, kind)
+    tensor = tensor.detach().resolve_neg()
+    if tensor.dtype == torch.bfloat16:
+        bits: np.ndarray[Any, Any] = tensor.view(torch.int16).numpy()
+        return bits.view(np.uint16)
+    if str(tensor.dtype).removeprefix("torch.") not in _FLOATS:
+        raise _unsupported(what, f"a tensor of {tensor.dtype}: convert it with .float()")
+    view: np.ndarray[Any, Any] = tensor.numpy()
+    return view
+
+
+def _readable(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Copy what the core cannot read in place: foreign byte order, unaligned or odd strides."""
+    if not array.dtype.isnative:
+        array = array.astype(array.dtype.newbyteorder("="))
+    if not array.flags.aligned or any(stride % array.itemsize for stride in array.strides):
+        array = np.ascontiguousarray(array)
+    return array
+
+
+def as_input(what: str, array: Any) -> np.ndarray[Any, Any]:
+    """Return a view of `array` that the core reads.
+
+    Parameters
+    ----------
+    what
+        Name of the caller, for messages.
+    array
+        NumPy array or torch CPU tensor, of any shape and strides.
+
+    Returns
+    -------
+    numpy.ndarray
+        Of float64, float32 or float16, or the bits of bfloat16 in uint16; shares memory with
+        `array` unless its byte order or alignment forbids it.
+
+    Raises
+    ------
+    UnsupportedArrayError
+        For another library, device or dtype.
+
+    """
+    if _torch_tensor(array):
+        return _tensor_view(what, array)
+    if not isinstance(array, np.ndarray):
+        kind = f"{type(array).__module__}.{type(array).__qualname__}"
+        hint = ": copy it to the CPU first" if "cupy" in kind else ": pass numpy.asarray of it"
+        raise _unsupported(what, kind + hint)
+    if array.dtype.name == "bfloat16":
+        return _readable(array.view(np.uint16))
+    if array.dtype.kind != "f" or array.dtype.name not in _FLOATS:
+        raise _unsupported(what, f"an array of {array.dtype}: convert it with .astype")
+    return _readable(array)
+
+
+def as_output(what: str, out: Any, shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
+    """Return a view of `out` that the core writes.
+
+    Parameters
+    ----------
+    what
+        Name of the caller, for messages.
+    out
+        Writable C-contiguous float32 array or CPU tensor.
+    shape
+        The shape it must have.
+
+    Raises
+    ------
+    UnsupportedArrayError
+        For another library, device or dtype.
+    ShapeError
+        For another shape, or an array that is not C-contiguous or not writable.
+
+    """
+    view = as_input(what, out)
+    if view.dtype != np.float32:
+        raise _unsupported(f"{what}: out", f"{view.dtype}: allocate it as float32")
+    if view.shape != shape or not view.flags.c_contiguous or not view.flags.writeable:
+        msg = (
+            f"{what}: out expects a writable C-contiguous array of shape {shape}, got shape "
+            f"{view.shape}, strides {view.strides}, writable={view.flags.writeable}"
+        )
+        raise ShapeError(msg)
+    return view
+
+
+def empty_like(array: Any, shape: tuple[int, ...]) -> Any:
+    """Return an uninitialised float32 array of `shape` of the same library as `array`."""
+    if _torch_tensor(array):
+        torch = sys.modules["torch"]
+        return torch.empty(shape, dtype=torch.float32)
+    return np.empty(shape, dtype=np.float32)
+
+
+def same_dtype(first: np.ndarray[Any, Any], second: np.ndarray[Any, Any]) -> bool:
+    """Tell whether two inputs have one dtype."""
+    return first.dtype == second.dtype

@@ -1,0 +1,22 @@
+"""Compressors: seeded linear maps R^p -> R^k."""
+
+from grass_rs.compress.compressor import Compressor, compressor_from_bytes, compressor_from_spec
+from grass_rs.compress.factgrass import FactGraSS
+from grass_rs.compress.gaussian import Gaussian
+from grass_rs.compress.grass import GraSS
+from grass_rs.compress.logra import LoGra
+from grass_rs.compress.mask import Mask, RandomMask
+from grass_rs.compress.sjlt import SJLT
+
+__all__ = [
+    "SJLT",
+    "Compressor",
+    "FactGraSS",
+    "Gaussian",
+    "GraSS",
+    "LoGra",
+    "Mask",
+    "RandomMask",
+    "compressor_from_bytes",
+    "compressor_from_spec",
+]

@@ -1,0 +1,276 @@
+"""What all compressors have in common."""
+
+from __future__ import annotations
+
+import json
+import operator
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from grass_rs import _native
+from grass_rs._backends import cpu
+from grass_rs.errors import ShapeError, SpecError, unknown_name
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from numpy.typing import NDArray
+
+_CLASSES: dict[str, type[Compressor]] = {}
+
+
+class Compressor:
+    """A seeded linear map R^p -> R^k with a spec and a fingerprint.
+
+    Two compressors are equal when their specs are; equal compressors give equal results, bit for
+    bit, on every machine (a Gaussian projection to 1e-6).
+    """
+
+    type_name: ClassVar[str]
+    """The spec's `type`."""
+    kinds: ClassVar[tuple[str, ...]] = ()
+    """Values that the argument `kind` may have."""
+    _native: _native.Compressor
+
+    def __init_subclass__(cls) -> None:
+        if "type_name" in vars(cls):
+            _CLASSES[cls.type_name] = cls
+
+    def _build(self, **arguments: Any) -> None:
+        """Build the native structure from the constructor's arguments."""
+        kind = arguments.get("kind")
+        if kind is not None and kind not in self.kinds:
+            raise SpecError(unknown_name(f"{type(self).__name__}: kind", kind, self.kinds))
+        for name, value in arguments.items():
+            if isinstance(value, Compressor):
+                arguments[name] = value.spec
+            elif name not in {"kind", "indices"}:
+                arguments[name] = self._whole_number(name, value)
+        spec = {"type": self.type_name, **arguments}
+        self._native = _native.Compressor.from_spec(json.dumps(spec))
+
+    def _whole_number(self, name: str, value: Any) -> int:
+        try:
+            number = operator.index(value)
+        except TypeError:
+            number = -1
+        if not 0 <= number < 2**64:
+            msg = f"{type(self).__name__}: {name} must be a whole number from 0 to 2^64 - 1, got {value!r}"
+            raise SpecError(msg)
+        return number
+
+    @property
+    def input_dim(self) -> int:
+        """Coordinates of the input, p."""
+        return self._native.input_dim
+
+    @property
+    def output_dim(self) -> int:
+        """Coordinates of the output, k."""
+        return self._native.output_dim
+
+    @property
+    def spec(self) -> dict[str, Any]:
+        """The type and the constructor's arguments, defaults resolved; determines the map."""
+        spec: dict[str, Any] = json.loads(self._native.spec)
+        return spec
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the spec in canonical JSON (sorted keys, no spaces), in hexadecimal."""
+        return self._native.fingerprint
+
+    def to_bytes(self) -> bytes:
+        """Serialise the structure: magic, format version, spec, CRC-32. `compressor_from_bytes` reads it."""
+        return self._native.to_bytes()
+
+    def to_dense(self, *, max_bytes: int = 2**30) -> NDArray[np.float32]:
+        """Return the map as a dense matrix.
+
+        Parameters
+        ----------
+        max_bytes
+            The largest matrix to allocate, in bytes.
+
+        Returns
+        -------
+        numpy.ndarray
+            (k, p) float32, such that compressing x gives `to_dense() @ x` up to rounding.
+
+        Raises
+        ------
+        SpecError
+            If the matrix is larger than `max_bytes`.
+
+        """
+        size = 4 * self.output_dim * self.input_dim
+        if size > max_bytes:
+            msg = (
+                f"{type(self).__name__}.to_dense: expected a matrix of at most {max_bytes} bytes, "
+                f"({self.output_dim}, {self.input_dim}) takes {size}: raise max_bytes to allow it"
+            )
+            raise SpecError(msg)
+        dense = np.empty((self.output_dim, self.input_dim), dtype=np.float32)
+        self._native.write_dense(dense)
+        return dense
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Compressor):
+            return NotImplemented
+        return self._native.spec == other._native.spec
+
+    def __hash__(self) -> int:
+        return hash(self._native.spec)
+
+    def __repr__(self) -> str:
+        arguments = ", ".join(
+            f"{name}={value!r}" for name, value in self.spec.items() if name != "type"
+        )
+        return f"{type(self).__name__}({arguments})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return compressor_from_bytes, (self.to_bytes(),)
+
+    def __deepcopy__(self, memo: object) -> Compressor:
+        return self
+
+    def __copy__(self) -> Compressor:
+        return self
+
+
+class RowCompressor(Compressor):
+    """A compressor of whole gradients."""
+
+    def __call__(self, x: Any, *, out: Any = None) -> Any:
+        """Compress gradients.
+
+        Parameters
+        ----------
+        x
+            (n, p) or (p,), a NumPy array or torch CPU tensor of float64, float32, float16 or
+            bfloat16, with any strides. Values are accumulated in float32.
+        out
+            Where to write: a C-contiguous float32 array of the result's shape that shares no memory with x.
+
+        Returns
+        -------
+        array
+            (n, k) or (k,) float32, of the same library as x; never part of an autograd graph.
+
+        Raises
+        ------
+        ShapeError
+            If the last axis of x is not `input_dim` long, or `out` has another shape.
+        UnsupportedArrayError
+            For another library, device or dtype.
+
+        """
+        name = type(self).__name__
+        rows = cpu.as_input(name, x)
+        if rows.ndim not in {1, 2} or rows.shape[-1] != self.input_dim:
+            p = self.input_dim
+            msg = f"{name} expects (n, {p}) or ({p},), got {rows.shape}: the last axis must equal input_dim={p}"
+            raise ShapeError(msg)
+        shape = (*rows.shape[:-1], self.output_dim)
+        result = cpu.empty_like(x, shape) if out is None else out
+        target = cpu.as_output(name, result, shape)
+        if out is not None and np.may_share_memory(rows, target):
+            raise ShapeError(f"{name}: out expects memory of its own, got a part of x: allocate it")
+        self._native.compress(np.atleast_2d(rows), np.atleast_2d(target))
+        return result
+
+
+class FactorCompressor(Compressor):
+    """A compressor of a linear layer's gradients, given by their factors."""
+
+    def __call__(self, inputs: Any, grad_outputs: Any, *, out: Any = None) -> Any:
+        """Compress the gradients `sum_t grad_outputs[t] inputs[t]^T`, row-major over (out, in).
+
+        Parameters
+        ----------
+        inputs
+            (n, t, in_features), or (n, in_features) for t = 1: what the layer was given.
+        grad_outputs
+            (n, t, out_features), or (n, out_features): gradient of the loss by what it returned.
+        out
+            Where to write: a C-contiguous float32 array (n, k) that shares no memory with the factors.
+
+        Returns
+        -------
+        array
+            (n, k) float32, of the same library as `inputs`; never part of an autograd graph.
+
+        Raises
+        ------
+        ShapeError
+            If the shapes do not fit the layer or each other.
+        UnsupportedArrayError
+            For another library, device or dtype.
+
+        """
+        name = type(self).__name__
+        left, right = cpu.as_input(name, inputs), cpu.as_input(name, grad_outputs)
+        d_in, d_out = self.in_features, self.out_features
+        fits = left.ndim == right.ndim and left.ndim in {2, 3} and left.shape[:-1] == right.shape[:-1]
+        if not fits or left.shape[-1] != d_in or right.shape[-1] != d_out:
+            msg = (
+                f"{name} expects inputs (n, t, {d_in}) and grad_outputs (n, t, {d_out}), or both "
+                f"without t, got {left.shape} and {right.shape}: a layer with a bias has a last input of ones"
+            )
+            raise ShapeError(msg)
+        shape = (left.shape[0], self.output_dim)
+        result = cpu.empty_like(inputs, shape) if out is None else out
+        target = cpu.as_output(name, result, shape)
+        if out is not None and (np.may_share_memory(left, target) or np.may_share_memory(right, target)):
+            raise ShapeError(f"{name}: out expects memory of its own, got a part of a factor: allocate it")
+        if left.ndim == 2:
+            left, right = left[:, None, :], right[:, None, :]
+        self._native.compress_factors(left, right, target)
+        return result
+
+    @property
+    def in_features(self) -> int:
+        """Width of the layer's input, with the bias column."""
+        width: int = self.spec["in_features"]
+        return width
+
+    @property
+    def out_features(self) -> int:
+        """Width of the layer's output."""
+        width: int = self.spec["out_features"]
+        return width
+
+
+def _wrap(native: _native.Compressor) -> Compressor:
+    cls = _CLASSES[json.loads(native.spec)["type"]]
+    compressor = cls.__new__(cls)
+    compressor._native = native  # noqa: SLF001 - the constructor of every class sets just this
+    return compressor
+
+
+def compressor_from_bytes(data: bytes) -> Compressor:
+    """Read what `Compressor.to_bytes` wrote.
+
+    Raises
+    ------
+    SpecError
+        If the bytes are damaged, of another format version, or no compressor.
+
+    """
+    return _wrap(_native.Compressor.from_bytes(data))
+
+
+def compressor_from_spec(spec: Mapping[str, Any]) -> Compressor:
+    """Build the compressor that has this spec.
+
+    Raises
+    ------
+    SpecError
+        If the type or an argument is unknown, missing, or not what it may be.
+
+    """
+    type_name = spec.get("type")
+    if type_name not in _CLASSES:
+        raise SpecError(unknown_name("compressor type", type_name, _CLASSES))
+    return _wrap(_native.Compressor.from_spec(json.dumps(dict(spec))))

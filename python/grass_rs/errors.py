@@ -1,0 +1,81 @@
+"""The errors of this library: one tree under `GrassError`.
+
+Each message says, in one line, what was expected, what came, where, and what to do. An error about
+arguments is also a `ValueError` or `TypeError`; an error about files is also the builtin it maps to.
+"""
+
+from __future__ import annotations
+
+import difflib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+
+class GrassError(Exception):
+    """Base of every error that this library raises on purpose."""
+
+
+class ShapeError(GrassError, ValueError):
+    """An array has the wrong shape."""
+
+
+class SpecError(GrassError, ValueError):
+    """A compressor, plan or method cannot be built from these arguments."""
+
+
+class UnsupportedArrayError(GrassError, TypeError):
+    """An array of a library, device or dtype that no backend takes."""
+
+
+class LossError(GrassError, ValueError):
+    """A loss that does not return one finite, independent value an example."""
+
+
+class DataError(GrassError, ValueError):
+    """A loader, batch or list of ids that contradicts itself or the store."""
+
+
+class NonFiniteError(GrassError, ValueError):
+    """A gradient with a NaN or an infinity."""
+
+
+class UnsupportedLayerError(GrassError, NotImplementedError):
+    """A layer whose per-example gradient cannot be captured rightly."""
+
+
+class StoreError(GrassError, OSError):
+    """A store cannot be read or written."""
+
+
+class StoreNotFoundError(StoreError, FileNotFoundError):
+    """There is no store at this path."""
+
+
+class StoreExistsError(StoreError, FileExistsError):
+    """There is already something at this path."""
+
+
+class StorePermissionError(StoreError, PermissionError):
+    """The operating system forbids this access to the store."""
+
+
+class StoreLockedError(StoreError, BlockingIOError):
+    """Another process is writing this store."""
+
+
+class StoreMismatchError(StoreError, ValueError):
+    """The store was made with another plan, seed, dtype or model."""
+
+
+class CorruptStoreError(StoreError, ValueError):
+    """Bytes of the store are damaged or missing."""
+
+
+def unknown_name(what: str, name: Any, known: Iterable[str]) -> str:
+    """Return the message for a name that is not known, with the closest known one."""
+    names = sorted(known)
+    close = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
+    hint = f": did you mean {close[0]!r}?" if close else ""
+    return f"{what} must be one of {', '.join(map(repr, names))}, got {name!r}{hint}"

@@ -1,0 +1,104 @@
+"""The plain values that stages hand to each other."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from grass_rs.errors import ShapeError
+
+if TYPE_CHECKING:
+    from os import PathLike
+
+    from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Column:
+    """The part of a store's row that holds one block of the plan."""
+
+    name: str
+    """Name of the block: the module's qualified name."""
+    offset: int
+    """First coordinate of the block in a row."""
+    width: int
+    """Number of coordinates: the compressor's output dimension."""
+    spec: dict[str, Any]
+    """Spec of the block's compressor."""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Scores of training examples for queries; positive = training on it lowers the query's loss."""
+
+    values: NDArray[np.float32]
+    """(n_query, n_train), or (n_query, k), best first, when only the top k were kept."""
+    ids: NDArray[np.uint64]
+    """Ids of the training examples: (n_train,), or (n_query, k) when only the top k were kept."""
+    method: str
+    """Attribution method that gave the scores."""
+    damping: float | None
+    """Damping in units of tr(F) / n (design of `influence`); None for methods without one."""
+
+    def __post_init__(self) -> None:
+        """Check that every score has an id.
+
+        Raises
+        ------
+        ShapeError
+            If `values` is not a matrix or `ids` does not fit it.
+
+        """
+        if self.values.ndim != 2 or self.ids.shape not in {self.values.shape, self.values.shape[1:]}:
+            msg = (
+                f"Scores expects values (n_query, n) and ids (n,) or (n_query, n), got "
+                f"{self.values.shape} and {self.ids.shape}: give one id a column or a value"
+            )
+            raise ShapeError(msg)
+
+    def top(self, k: int) -> tuple[NDArray[np.uint64], NDArray[np.float32]]:
+        """Return the k training examples that help each query most.
+
+        Parameters
+        ----------
+        k
+            How many, from 1 to the number of scores a query.
+
+        Returns
+        -------
+        ids, values
+            Each (n_query, k), best first; equal scores by smaller id.
+
+        Raises
+        ------
+        ShapeError
+            If k is not in range.
+
+        """
+        kept = self.values.shape[1]
+        if not 1 <= k <= kept:
+            msg = f"top expects k from 1 to {kept} (scores a query), got {k}"
+            raise ShapeError(msg)
+        ids = np.broadcast_to(self.ids, self.values.shape)
+        order = np.lexsort((ids, -self.values), axis=1)[:, :k]
+        return np.take_along_axis(ids, order, axis=1), np.take_along_axis(self.values, order, axis=1)
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Write the scores to an `.npz` file, readable by `numpy.load` and `Scores.load`."""
+        damping = np.nan if self.damping is None else self.damping
+        with open(path, "wb") as file:  # noqa: PTH123 - accepts any path type; savez renames plain names
+            np.savez(file, values=self.values, ids=self.ids, method=self.method, damping=damping)
+
+    @classmethod
+    def load(cls, path: str | PathLike[str]) -> Scores:
+        """Read what `save` wrote."""
+        with np.load(path, allow_pickle=False) as file:
+            damping = float(file["damping"])
+            return cls(
+                values=file["values"],
+                ids=file["ids"],
+                method=str(file["method"]),
+                damping=None if np.isnan(damping) else damping,
+            )

@@ -1,0 +1,176 @@
+//! Element types of the input, and arrays of any of them with any strides.
+
+use half::slice::HalfFloatSliceExt;
+use half::{bf16, f16};
+use ndarray::{ArrayView, ArrayView1, Dimension, Ix2, Ix3, s};
+
+/// A floating-point type that compressors read; they accumulate in f32.
+pub trait Element: Copy + Send + Sync + 'static {
+    /// The value, rounded to f32.
+    fn to_f32(self) -> f32;
+
+    /// `source` as f32: itself where it already is, otherwise converted into `buffer`, which is as long.
+    fn slice_as_f32<'a>(source: &'a [Self], buffer: &'a mut [f32]) -> &'a [f32];
+}
+
+impl Element for f32 {
+    #[inline]
+    fn to_f32(self) -> f32 {
+        self
+    }
+
+    #[inline]
+    fn slice_as_f32<'a>(source: &'a [Self], _buffer: &'a mut [f32]) -> &'a [f32] {
+        source
+    }
+}
+
+impl Element for f64 {
+    #[inline]
+    fn to_f32(self) -> f32 {
+        self as f32
+    }
+
+    #[inline]
+    fn slice_as_f32<'a>(source: &'a [Self], buffer: &'a mut [f32]) -> &'a [f32] {
+        for (target, &value) in buffer.iter_mut().zip(source) {
+            *target = value as f32;
+        }
+        buffer
+    }
+}
+
+macro_rules! half_element {
+    ($half:ty) => {
+        impl Element for $half {
+            #[inline]
+            fn to_f32(self) -> f32 {
+                <$half>::to_f32(self)
+            }
+
+            #[inline]
+            fn slice_as_f32<'a>(source: &'a [Self], buffer: &'a mut [f32]) -> &'a [f32] {
+                source.convert_to_f32_slice(buffer);
+                buffer
+            }
+        }
+    };
+}
+
+half_element!(f16);
+half_element!(bf16);
+
+/// A read-only array of any [`Element`] type and any strides.
+#[derive(Debug, Clone)]
+pub enum Array<'a, D: Dimension> {
+    /// Double precision.
+    F64(ArrayView<'a, f64, D>),
+    /// Single precision.
+    F32(ArrayView<'a, f32, D>),
+    /// IEEE half precision.
+    F16(ArrayView<'a, f16, D>),
+    /// Brain floating point.
+    Bf16(ArrayView<'a, bf16, D>),
+}
+
+/// Rows of gradients, `(n, p)`.
+pub type Matrix<'a> = Array<'a, Ix2>;
+
+/// Factors of a linear layer, `(n, t, d)`.
+pub type Tokens<'a> = Array<'a, Ix3>;
+
+macro_rules! with_view {
+    ($array:expr, $view:ident => $body:expr) => {
+        match $array {
+            Array::F64($view) => $body,
+            Array::F32($view) => $body,
+            Array::F16($view) => $body,
+            Array::Bf16($view) => $body,
+        }
+    };
+}
+
+impl<D: Dimension> Array<'_, D> {
+    /// Length of each axis.
+    pub fn shape(&self) -> &[usize] {
+        with_view!(self, view => view.shape())
+    }
+}
+
+/// Rows that a projection reads, a tile of coordinates at a time.
+pub(crate) trait Rows: Sync {
+    /// How many rows there are.
+    fn count(&self) -> usize;
+
+    /// Coordinates `start..start + buffer.len()` of a row, in `buffer` or, where they can be read in place, elsewhere.
+    fn tile<'a>(&'a self, row: usize, start: usize, buffer: &'a mut [f32]) -> &'a [f32];
+}
+
+/// Rows that a mask reads, single coordinates.
+pub(crate) trait Gather: Sync {
+    /// Writes the coordinates `indices` of a row to `target`.
+    fn gather(&self, row: usize, indices: &[u64], target: &mut [f32]);
+}
+
+fn tile_of<'a, T: Element>(
+    row: ArrayView1<'a, T>,
+    start: usize,
+    buffer: &'a mut [f32],
+) -> &'a [f32] {
+    let end = start + buffer.len();
+    if let Some(values) = row.to_slice() {
+        return T::slice_as_f32(&values[start..end], buffer);
+    }
+    for (target, value) in buffer.iter_mut().zip(row.slice_move(s![start..end])) {
+        *target = value.to_f32();
+    }
+    buffer
+}
+
+fn gather_from<T: Element>(row: ArrayView1<T>, indices: &[u64], target: &mut [f32]) {
+    for (value, &index) in target.iter_mut().zip(indices) {
+        *value = row[index as usize].to_f32();
+    }
+}
+
+impl Rows for Matrix<'_> {
+    fn count(&self) -> usize {
+        self.shape()[0]
+    }
+
+    fn tile<'a>(&'a self, row: usize, start: usize, buffer: &'a mut [f32]) -> &'a [f32] {
+        with_view!(self, view => tile_of(view.slice(s![row, ..]), start, buffer))
+    }
+}
+
+impl Gather for Matrix<'_> {
+    fn gather(&self, row: usize, indices: &[u64], target: &mut [f32]) {
+        with_view!(self, view => gather_from(view.slice(s![row, ..]), indices, target));
+    }
+}
+
+impl Tokens<'_> {
+    /// Example and token of a row, where the rows are the tokens of one example after another.
+    fn position(&self, row: usize) -> (usize, usize) {
+        let tokens = self.shape()[1];
+        (row / tokens, row % tokens)
+    }
+}
+
+impl Rows for Tokens<'_> {
+    fn count(&self) -> usize {
+        self.shape()[0] * self.shape()[1]
+    }
+
+    fn tile<'a>(&'a self, row: usize, start: usize, buffer: &'a mut [f32]) -> &'a [f32] {
+        let (example, token) = self.position(row);
+        with_view!(self, view => tile_of(view.slice(s![example, token, ..]), start, buffer))
+    }
+}
+
+impl Gather for Tokens<'_> {
+    fn gather(&self, row: usize, indices: &[u64], target: &mut [f32]) {
+        let (example, token) = self.position(row);
+        with_view!(self, view => gather_from(view.slice(s![example, token, ..]), indices, target));
+    }
+}

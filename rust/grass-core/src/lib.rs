@@ -1,0 +1,25 @@
+//! Seeded compressors for per-example gradients: sparsification and sparse projection.
+//!
+//! A compressor is a seeded linear map `R^p -> R^k`. Given the same spec it is the same map, bit
+//! for bit, on every machine: all randomness is read from [`philox`] by position. The method is
+//! GraSS / FactGraSS (arXiv 2505.18976).
+//!
+//! This crate is arithmetic only. It opens no files and knows no Python.
+
+pub mod compressor;
+pub mod dtype;
+pub mod error;
+pub mod factgrass;
+pub mod gaussian;
+pub mod grass;
+mod linalg;
+pub mod logra;
+pub mod mask;
+pub mod parallel;
+pub mod philox;
+mod project;
+pub mod sjlt;
+pub mod spec;
+
+pub use compressor::Compressor;
+pub use error::{Error, Result};

@@ -1,0 +1,16 @@
+//! Python bindings: convert, detach the GIL, call, wrap.
+
+mod arrays;
+mod compressor;
+mod detached;
+mod error;
+mod threads;
+
+use pyo3::prelude::*;
+
+/// Rust core of `grass_rs`.
+#[pymodule(gil_used = false)]
+fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    compressor::register(module)?;
+    threads::register(module)
+}

@@ -1,0 +1,67 @@
+//! How many threads heavy calls use, and what build this is.
+
+use grass_core::parallel;
+use pyo3::prelude::*;
+use pyo3::types::PyDict;
+
+use crate::error::exception;
+
+const VARIABLE: &str = "GRASS_NUM_THREADS";
+
+/// Set how many threads heavy calls use from now on, at least one.
+///
+/// The environment variable GRASS_NUM_THREADS sets the number at import; without it, all cores are used.
+#[pyfunction]
+fn set_num_threads(threads: i64) -> PyResult<()> {
+    match usize::try_from(threads) {
+        Ok(threads) if threads > 0 => {
+            parallel::set_num_threads(threads);
+            Ok(())
+        }
+        _ => Err(exception(
+            "SpecError",
+            format!("set_num_threads expects a whole number from 1, got {threads}"),
+        )),
+    }
+}
+
+/// How many threads heavy calls use.
+#[pyfunction]
+fn num_threads() -> usize {
+    parallel::num_threads()
+}
+
+/// Version, profile and target of this build.
+#[pyfunction]
+fn build_info(py: Python<'_>) -> PyResult<Bound<'_, PyDict>> {
+    let info = PyDict::new(py);
+    info.set_item("version", env!("CARGO_PKG_VERSION"))?;
+    let profile = if cfg!(debug_assertions) {
+        "debug"
+    } else {
+        "release"
+    };
+    info.set_item("profile", profile)?;
+    info.set_item("architecture", std::env::consts::ARCH)?;
+    info.set_item("system", std::env::consts::OS)?;
+    Ok(info)
+}
+
+pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    if let Ok(value) = std::env::var(VARIABLE) {
+        match value.parse() {
+            Ok(threads) if threads > 0 => parallel::set_num_threads(threads),
+            _ => {
+                return Err(exception(
+                    "SpecError",
+                    format!(
+                        "{VARIABLE} expects a whole number from 1, got {value:?}: change or unset it"
+                    ),
+                ));
+            }
+        }
+    }
+    module.add_function(wrap_pyfunction!(set_num_threads, module)?)?;
+    module.add_function(wrap_pyfunction!(num_threads, module)?)?;
+    module.add_function(wrap_pyfunction!(build_info, module)?)
+}

@@ -29,8 +29,56 @@ from grass_rs.errors import (
     StorePermissionError,
     UnsupportedArrayError,
     UnsupportedLayerError,
+    unknown_name,
 )
 from grass_rs.lds import lds
 from grass_rs.types import Column, Scores
 
 __version__: str = build_info()["version"]
+
+__all__ = [
+    "SJLT",
+    "Attributor",
+    "Column",
+    "Compressor",
+    "CorruptStoreError",
+    "DataError",
+    "FactGraSS",
+    "Gaussian",
+    "GraSS",
+    "GrassError",
+    "LoGra",
+    "LossError",
+    "Mask",
+    "NonFiniteError",
+    "Plan",
+    "RandomMask",
+    "Scores",
+    "ShapeError",
+    "SpecError",
+    "StoreError",
+    "StoreExistsError",
+    "StoreLockedError",
+    "StoreMismatchError",
+    "StoreNotFoundError",
+    "StorePermissionError",
+    "UnsupportedArrayError",
+    "UnsupportedLayerError",
+    "build_info",
+    "compressor_from_bytes",
+    "compressor_from_spec",
+    "lds",
+    "num_threads",
+    "set_num_threads",
+]
+
+_LAZY = ("Attributor", "Plan")
+"""Names that need torch: imported at first use."""
+
+
+def __getattr__(name: str) -> object:
+    if name in _LAZY:
+        from grass_rs import engine  # noqa: PLC0415 - loads torch
+
+        return getattr(engine, name)
+    raise AttributeError(unknown_name("a name in grass_rs", name, __all__))

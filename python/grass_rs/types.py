@@ -51,7 +51,10 @@ class Scores:
             If `values` is not a matrix or `ids` does not fit it.
 
         """
-        if self.values.ndim != 2 or self.ids.shape not in {self.values.shape, self.values.shape[1:]}:
+        if self.values.ndim != 2 or self.ids.shape not in {
+            self.values.shape,
+            self.values.shape[1:],
+        }:
             msg = (
                 f"Scores expects values (n_query, n) and ids (n,) or (n_query, n), got "
                 f"{self.values.shape} and {self.ids.shape}: give one id a column or a value"
@@ -83,7 +86,9 @@ class Scores:
             raise ShapeError(msg)
         ids = np.broadcast_to(self.ids, self.values.shape)
         order = np.lexsort((ids, -self.values), axis=1)[:, :k]
-        return np.take_along_axis(ids, order, axis=1), np.take_along_axis(self.values, order, axis=1)
+        return np.take_along_axis(ids, order, axis=1), np.take_along_axis(
+            self.values, order, axis=1
+        )
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write the scores to an `.npz` file, readable by `numpy.load` and `Scores.load`."""

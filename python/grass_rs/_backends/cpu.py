@@ -28,10 +28,10 @@ def _unsupported(what: str, array: Any) -> UnsupportedArrayError:
 
 def _tensor_view(what: str, tensor: Any) -> np.ndarray[Any, Any]:
     torch = sys.modules["torch"]
-    if tensor.device.type != "cpu" or tensor.layout != torch.strided:
-        kind = f"a {tensor.layout} tensor on {tensor.device}: pass tensor.to_dense().cpu()"
-        raise _unsupported(what, kind)
-    tensor = tensor.detach().resolve_neg()
+    if tensor.device.type != "cpu" or tensor.layout != torch.strided or tensor.is_neg():
+        kind = f"a {tensor.layout} tensor on {tensor.device}, negative view {tensor.is_neg()}"
+        raise _unsupported(what, f"{kind}: pass tensor.to_dense().cpu().resolve_neg()")
+    tensor = tensor.detach()
     if tensor.dtype == torch.bfloat16:
         bits: np.ndarray[Any, Any] = tensor.view(torch.int16).numpy()
         return bits.view(np.uint16)
@@ -41,12 +41,28 @@ def _tensor_view(what: str, tensor: Any) -> np.ndarray[Any, Any]:
     return view
 
 
+def _view(what: str, array: Any) -> np.ndarray[Any, Any]:
+    if _torch_tensor(array):
+        return _tensor_view(what, array)
+    if isinstance(array, np.ma.MaskedArray):
+        raise _unsupported(what, "a masked array: pass .filled(0), or only the unmasked rows")
+    if not isinstance(array, np.ndarray):
+        kind = f"{type(array).__module__}.{type(array).__qualname__}"
+        hint = ": copy it to the CPU first" if "cupy" in kind else ": pass numpy.asarray of it"
+        raise _unsupported(what, kind + hint)
+    if array.dtype.name == "bfloat16":
+        return array.view(np.uint16)
+    if array.dtype.kind != "f" or array.dtype.name not in _FLOATS:
+        raise _unsupported(what, f"an array of {array.dtype}: convert it with .astype")
+    return array
+
+
 def _readable(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """Copy what the core cannot read in place: foreign byte order, unaligned or odd strides."""
     if not array.dtype.isnative:
         array = array.astype(array.dtype.newbyteorder("="))
     if not array.flags.aligned or any(stride % array.itemsize for stride in array.strides):
-        array = np.ascontiguousarray(array)
+        array = array.copy()
     return array
 
 
@@ -73,16 +89,8 @@ def as_input(what: str, array: Any) -> np.ndarray[Any, Any]:
 
     """
     if _torch_tensor(array):
-        return _tensor_view(what, array)
-    if not isinstance(array, np.ndarray):
-        kind = f"{type(array).__module__}.{type(array).__qualname__}"
-        hint = ": copy it to the CPU first" if "cupy" in kind else ": pass numpy.asarray of it"
-        raise _unsupported(what, kind + hint)
-    if array.dtype.name == "bfloat16":
-        return _readable(array.view(np.uint16))
-    if array.dtype.kind != "f" or array.dtype.name not in _FLOATS:
-        raise _unsupported(what, f"an array of {array.dtype}: convert it with .astype")
-    return _readable(array)
+        array = array.resolve_neg()
+    return _readable(_view(what, array))
 
 
 def as_output(what: str, out: Any, shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
@@ -105,9 +113,10 @@ def as_output(what: str, out: Any, shape: tuple[int, ...]) -> np.ndarray[Any, An
         For another shape, or an array that is not C-contiguous or not writable.
 
     """
-    view = as_input(what, out)
-    if view.dtype != np.float32:
-        raise _unsupported(f"{what}: out", f"{view.dtype}: allocate it as float32")
+    view = _view(what, out)
+    if view.dtype != np.float32 or not view.dtype.isnative or not view.flags.aligned:
+        kind = f"{view.dtype}, aligned={view.flags.aligned}: allocate it as float32"
+        raise _unsupported(f"{what}: out", kind)
     if view.shape != shape or not view.flags.c_contiguous or not view.flags.writeable:
         msg = (
             f"{what}: out expects a writable C-contiguous array of shape {shape}, got shape "
@@ -123,8 +132,3 @@ def empty_like(array: Any, shape: tuple[int, ...]) -> Any:
         torch = sys.modules["torch"]
         return torch.empty(shape, dtype=torch.float32)
     return np.empty(shape, dtype=np.float32)
-
-
-def same_dtype(first: np.ndarray[Any, Any], second: np.ndarray[Any, Any]) -> bool:
-    """Tell whether two inputs have one dtype."""
-    return first.dtype == second.dtype

@@ -1,6 +1,12 @@
 """Compressors: seeded linear maps R^p -> R^k."""
 
-from grass_rs.compress.compressor import Compressor, compressor_from_bytes, compressor_from_spec
+from grass_rs.compress.compressor import (
+    Compressor,
+    FactorCompressor,
+    RowCompressor,
+    compressor_from_bytes,
+    compressor_from_spec,
+)
 from grass_rs.compress.factgrass import FactGraSS
 from grass_rs.compress.gaussian import Gaussian
 from grass_rs.compress.grass import GraSS
@@ -12,11 +18,13 @@ __all__ = [
     "SJLT",
     "Compressor",
     "FactGraSS",
+    "FactorCompressor",
     "Gaussian",
     "GraSS",
     "LoGra",
     "Mask",
     "RandomMask",
+    "RowCompressor",
     "compressor_from_bytes",
     "compressor_from_spec",
 ]

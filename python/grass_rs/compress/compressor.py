@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import operator
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -13,8 +14,6 @@ from grass_rs._backends import cpu
 from grass_rs.errors import ShapeError, SpecError, unknown_name
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from numpy.typing import NDArray
 
 _CLASSES: dict[str, type[Compressor]] = {}
@@ -39,9 +38,9 @@ class Compressor:
 
     def _build(self, **arguments: Any) -> None:
         """Build the native structure from the constructor's arguments."""
-        kind = arguments.get("kind")
-        if kind is not None and kind not in self.kinds:
-            raise SpecError(unknown_name(f"{type(self).__name__}: kind", kind, self.kinds))
+        if "kind" in arguments and arguments["kind"] not in self.kinds:
+            what = f"{type(self).__name__}: kind"
+            raise SpecError(unknown_name(what, arguments["kind"], self.kinds))
         for name, value in arguments.items():
             if isinstance(value, Compressor):
                 arguments[name] = value.spec
@@ -50,13 +49,16 @@ class Compressor:
         spec = {"type": self.type_name, **arguments}
         self._native = _native.Compressor.from_spec(json.dumps(spec))
 
-    def _whole_number(self, name: str, value: Any) -> int:
+    def _whole_number(self, name: str, value: Any, least: int = 0, most: int = 2**64 - 1) -> int:
         try:
             number = operator.index(value)
         except TypeError:
             number = -1
-        if not 0 <= number < 2**64:
-            msg = f"{type(self).__name__}: {name} must be a whole number from 0 to 2^64 - 1, got {value!r}"
+        if isinstance(value, bool) or not least <= number <= most:
+            msg = (
+                f"{type(self).__name__}: {name} must be a whole number from {least} to {most}, "
+                f"got {value!r}"
+            )
             raise SpecError(msg)
         return number
 
@@ -211,8 +213,10 @@ class FactorCompressor(Compressor):
         """
         name = type(self).__name__
         left, right = cpu.as_input(name, inputs), cpu.as_input(name, grad_outputs)
-        d_in, d_out = self.in_features, self.out_features
-        fits = left.ndim == right.ndim and left.ndim in {2, 3} and left.shape[:-1] == right.shape[:-1]
+        d_in, d_out = self._features
+        fits = (
+            left.ndim == right.ndim and left.ndim in {2, 3} and left.shape[:-1] == right.shape[:-1]
+        )
         if not fits or left.shape[-1] != d_in or right.shape[-1] != d_out:
             msg = (
                 f"{name} expects inputs (n, t, {d_in}) and grad_outputs (n, t, {d_out}), or both "
@@ -222,8 +226,12 @@ class FactorCompressor(Compressor):
         shape = (left.shape[0], self.output_dim)
         result = cpu.empty_like(inputs, shape) if out is None else out
         target = cpu.as_output(name, result, shape)
-        if out is not None and (np.may_share_memory(left, target) or np.may_share_memory(right, target)):
-            raise ShapeError(f"{name}: out expects memory of its own, got a part of a factor: allocate it")
+        if out is not None and (
+            np.may_share_memory(left, target) or np.may_share_memory(right, target)
+        ):
+            raise ShapeError(
+                f"{name}: out expects memory of its own, got a part of a factor: allocate it"
+            )
         if left.ndim == 2:
             left, right = left[:, None, :], right[:, None, :]
         self._native.compress_factors(left, right, target)
@@ -232,14 +240,22 @@ class FactorCompressor(Compressor):
     @property
     def in_features(self) -> int:
         """Width of the layer's input, with the bias column."""
-        width: int = self.spec["in_features"]
-        return width
+        return self._features[0]
 
     @property
     def out_features(self) -> int:
         """Width of the layer's output."""
-        width: int = self.spec["out_features"]
-        return width
+        return self._features[1]
+
+    @property
+    def _features(self) -> tuple[int, int]:
+        features = self._native.features
+        if features is None:
+            msg = (
+                f"expected the native structure of a factorised compressor, got {self._native.spec}"
+            )
+            raise SpecError(msg)
+        return features
 
 
 def _wrap(native: _native.Compressor) -> Compressor:
@@ -270,7 +286,10 @@ def compressor_from_spec(spec: Mapping[str, Any]) -> Compressor:
         If the type or an argument is unknown, missing, or not what it may be.
 
     """
+    if not isinstance(spec, Mapping):
+        msg = f"compressor_from_spec expects a dict with a type and its arguments, got {spec!r}"
+        raise SpecError(msg)
     type_name = spec.get("type")
-    if type_name not in _CLASSES:
+    if not isinstance(type_name, str) or type_name not in _CLASSES:
         raise SpecError(unknown_name("compressor type", type_name, _CLASSES))
     return _wrap(_native.Compressor.from_spec(json.dumps(dict(spec))))

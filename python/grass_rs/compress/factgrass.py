@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-import operator
 
 from grass_rs import _native
-from grass_rs.compress.compressor import FactorCompressor
+from grass_rs.compress.compressor import Compressor, FactorCompressor
 from grass_rs.compress.mask import Mask, RandomMask
+from grass_rs.errors import SpecError
 
 
 class FactGraSS(FactorCompressor):
@@ -71,9 +71,13 @@ class FactGraSS(FactorCompressor):
     ) -> Mask | RandomMask:
         if isinstance(mask, Mask | RandomMask):
             return mask
+        if isinstance(mask, Compressor):
+            raise SpecError(
+                f"FactGraSS: mask_{side} must be a count, Mask or RandomMask, got {mask!r}"
+            )
+        width = self._whole_number(f"{side}_features", features, least=1)
         if mask is None:
-            self._whole_number(f"{side}_features", features)
-            widest = math.isqrt(4 * self._whole_number("output_dim", output_dim) - 1) + 1
-            mask = min(widest, operator.index(features))
-        mask_seed = _native.derive(self._whole_number("seed", seed), side)
-        return RandomMask(features, mask, seed=mask_seed)
+            k = self._whole_number("output_dim", output_dim, least=1)
+            mask = min(math.isqrt(4 * k - 1) + 1, width)
+        count = self._whole_number(f"mask_{side}", mask, 1, width)
+        return RandomMask(width, count, seed=_native.derive(self._whole_number("seed", seed), side))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-
-
 from grass_rs import _native
 from grass_rs.compress.compressor import RowCompressor
 from grass_rs.compress.mask import Mask, RandomMask
@@ -50,19 +48,17 @@ class GraSS(RowCompressor):
         mask: Mask | RandomMask | None = None,
         kind: str = "cyclic",
     ) -> None:
+        k = self._whole_number("output_dim", output_dim, least=1)
+        p = self._whole_number("input_dim", input_dim, least=1)
         if mask is None:
-            if mask_dim is None:
-                mask_dim = min(
-                    4 * self._whole_number("output_dim", output_dim),
-                    self._whole_number("input_dim", input_dim),
-                )
+            kept = 4 * k if mask_dim is None else self._whole_number("mask_dim", mask_dim, 1, p)
             mask_seed = _native.derive(self._whole_number("seed", seed), "mask")
-            mask = RandomMask(input_dim, mask_dim, seed=mask_seed)
+            mask = RandomMask(p, min(kept, p), seed=mask_seed)
         elif not isinstance(mask, Mask | RandomMask):
             raise SpecError(f"GraSS: mask must be a Mask or RandomMask, got {mask!r}")
         self._build(
-            input_dim=input_dim,
-            output_dim=output_dim,
+            input_dim=p,
+            output_dim=k,
             seed=seed,
             mask_dim=mask.output_dim if mask_dim is None else mask_dim,
             mask=mask,

@@ -106,12 +106,12 @@ impl Compressor {
             )?),
         };
         let spec = match &map {
-            Map::Mask(mask) => mask.spec()?,
+            Map::Mask(mask) => mask.spec(),
             Map::Sjlt(sjlt) => sjlt.spec(),
             Map::Gaussian(gaussian) => gaussian.spec(),
-            Map::Grass(grass) => grass.spec()?,
+            Map::Grass(grass) => grass.spec(),
             Map::Logra(logra) => logra.spec(),
-            Map::FactGrass(factgrass) => factgrass.spec()?,
+            Map::FactGrass(factgrass) => factgrass.spec(),
         };
         Ok(Self { map, spec })
     }
@@ -175,9 +175,18 @@ impl Compressor {
                 .operations()
                 .saturating_add(logra.project_out().operations())
                 .saturating_mul(tokens),
-            Map::FactGrass(factgrass) => factgrass.sjlt().operations().saturating_mul(tokens),
+            Map::FactGrass(factgrass) => factgrass.operations(tokens),
         };
-        each.saturating_mul(examples)
+        let once = match &self.map {
+            Map::Mask(mask) => mask.drawing_operations(),
+            Map::Grass(grass) => grass.mask().drawing_operations(),
+            Map::FactGrass(factgrass) => factgrass
+                .mask_in()
+                .drawing_operations()
+                .saturating_add(factgrass.mask_out().drawing_operations()),
+            _ => 0,
+        };
+        each.saturating_mul(examples).saturating_add(once)
     }
 
     /// Compresses rows `(n, p)` to `out (n, k)`, row-major.
@@ -255,14 +264,14 @@ impl Compressor {
         };
         match &self.map {
             Map::Mask(mask) => {
-                for (row, &coordinate) in mask.indices()?.iter().enumerate() {
+                for (row, &coordinate) in mask.indices(workers)?.iter().enumerate() {
                     set(row, coordinate as usize, mask.scale());
                 }
             }
             Map::Sjlt(sjlt) => write_sjlt(sjlt, sjlt.scale(), |i| i, &mut set, workers)?,
             Map::Grass(grass) => {
                 let (mask, sjlt) = (grass.mask(), grass.sjlt());
-                let indices = mask.indices()?;
+                let indices = mask.indices(workers)?;
                 let coordinate = |i: usize| indices[i] as usize;
                 write_sjlt(
                     sjlt,
@@ -274,7 +283,7 @@ impl Compressor {
             }
             Map::FactGrass(factgrass) => {
                 let (mask_in, mask_out) = (factgrass.mask_in(), factgrass.mask_out());
-                let (inputs, outputs) = (mask_in.indices()?, mask_out.indices()?);
+                let (inputs, outputs) = (mask_in.indices(workers)?, mask_out.indices(workers)?);
                 let coordinate = |i: usize| {
                     let (o, i) = (i / inputs.len(), i % inputs.len());
                     outputs[o] as usize * mask_in.input_dim() + inputs[i] as usize

@@ -174,3 +174,25 @@ impl Gather for Tokens<'_> {
         with_view!(self, view => gather_from(view.slice(s![example, token, ..]), indices, target));
     }
 }
+
+/// Some neighbouring rows of others.
+pub(crate) struct Range<'a> {
+    rows: &'a dyn Rows,
+    range: std::ops::Range<usize>,
+}
+
+impl<'a> Range<'a> {
+    pub(crate) fn new(rows: &'a dyn Rows, range: std::ops::Range<usize>) -> Self {
+        Self { rows, range }
+    }
+}
+
+impl Rows for Range<'_> {
+    fn count(&self) -> usize {
+        self.range.len()
+    }
+
+    fn tile<'a>(&'a self, row: usize, start: usize, buffer: &'a mut [f32]) -> &'a [f32] {
+        self.rows.tile(self.range.start + row, start, buffer)
+    }
+}

@@ -4,12 +4,22 @@
 
 use crate::dtype::{Gather, Rows, Tokens};
 use crate::error::{Error, Result};
-use crate::linalg::outer_sum;
+use crate::linalg::add_outer_products;
 use crate::mask::Mask;
 use crate::parallel::Workers;
 use crate::philox::derive;
-use crate::sjlt::{Sjlt, SjltKind};
-use crate::spec::{Spec, check_range};
+use crate::project::{Projection, multiply};
+use crate::sjlt::Sjlt;
+use crate::spec::{SjltKind, Spec, check_count, check_range};
+
+/// Values of the masked product held at a time by a thread, 1 MiB.
+const BLOCK_VALUES: usize = 1 << 18;
+
+/// Kept values of tokens gathered at a time, 128 KiB: they stay in the second-level cache.
+const TOKEN_VALUES: usize = 1 << 15;
+
+/// The most examples that share what the SJLT generates.
+const EXAMPLES: usize = 32;
 
 /// The factorised GraSS of a linear layer's gradient (arXiv 2505.18976, section 3.4).
 #[derive(Debug, Clone)]
@@ -34,6 +44,9 @@ impl FactGrass {
         (mask_in, mask_out): (Mask, Mask),
         kind: SjltKind,
     ) -> Result<Self> {
+        check_count("factgrass", "in_features", in_features)?;
+        check_count("factgrass", "out_features", out_features)?;
+        check_count("factgrass", "output_dim", output_dim)?;
         for (argument, mask, width) in [
             ("mask_in", &mask_in, in_features),
             ("mask_out", &mask_out, out_features),
@@ -79,17 +92,17 @@ impl FactGrass {
         &self.sjlt
     }
 
-    pub(crate) fn spec(&self) -> Result<Spec> {
+    pub(crate) fn spec(&self) -> Spec {
         let (in_features, out_features) = self.features();
-        Ok(Spec::Factgrass {
+        Spec::Factgrass {
             in_features,
             out_features,
             output_dim: self.sjlt.output_dim(),
             seed: self.seed,
-            mask_in: Box::new(self.mask_in.spec()?),
-            mask_out: Box::new(self.mask_out.spec()?),
+            mask_in: Box::new(self.mask_in.spec()),
+            mask_out: Box::new(self.mask_out.spec()),
             kind: self.kind,
-        })
+        }
     }
 
     pub(crate) fn compress(
@@ -99,54 +112,100 @@ impl FactGrass {
         out: &mut [f32],
         workers: &Workers,
     ) -> Result<()> {
-        let tokens = inputs.shape()[1];
-        let product = MaskedProduct {
-            inputs: gather_all(&self.mask_in, inputs, workers)?,
-            grad_outputs: gather_all(&self.mask_out, grad_outputs, workers)?,
-            count: inputs.shape()[0],
-            input_row: tokens * self.mask_in.output_dim(),
-            grad_output_row: tokens * self.mask_out.output_dim(),
-            width: self.mask_in.output_dim(),
-        };
-        let scale = self.mask_in.scale() * self.mask_out.scale();
-        self.sjlt.compress(&product, scale, out, workers)
+        let kept_in = self.mask_in.indices(workers)?;
+        let kept_out = self.mask_out.indices(workers)?;
+        let scale = (self.mask_in.scale() * self.mask_out.scale() * self.sjlt.scale()) as f32;
+        let (n, tokens) = (inputs.shape()[0], inputs.shape()[1]);
+        let operations = self.operations(tokens).saturating_mul(n);
+        let workers = workers.for_operations(operations);
+        let group = (BLOCK_VALUES / self.sjlt.input_dim())
+            .clamp(1, EXAMPLES)
+            .min(n.div_ceil(workers.threads()).max(1));
+        let height = (BLOCK_VALUES / kept_in.len()).clamp(1, kept_out.len());
+        let k = self.sjlt.output_dim();
+        let groups = out.chunks_mut(group * k).enumerate().collect();
+        workers.for_each(groups, |(index, out)| {
+            out.fill(0.0);
+            let mut product = Product {
+                values: vec![0.0; out.len() / k * height * kept_in.len()],
+                start: 0,
+                len: 0,
+            };
+            for first in (0..kept_out.len()).step_by(height) {
+                let kept_out = &kept_out[first..kept_out.len().min(first + height)];
+                product.start = first * kept_in.len();
+                product.len = kept_out.len() * kept_in.len();
+                let examples = product.values.chunks_exact_mut(product.len);
+                for (example, product) in examples.enumerate().take(out.len() / k) {
+                    let first = (index * group + example) * tokens;
+                    let rows = first..first + tokens;
+                    multiply_factors(
+                        (inputs, kept_in),
+                        (grad_outputs, kept_out),
+                        rows,
+                        product,
+                        &workers,
+                    )?;
+                }
+                let end = product.start + product.len;
+                self.sjlt
+                    .accumulate(&product, 0, product.start, end, out, &workers)?;
+            }
+            multiply(out, scale);
+            Ok(())
+        })
+    }
+
+    /// Arithmetic operations an example of `tokens` tokens.
+    pub(crate) fn operations(&self, tokens: usize) -> usize {
+        self.sjlt
+            .input_dim()
+            .saturating_mul(tokens.saturating_add(4))
     }
 }
 
-/// The kept features of every token, side by side, unscaled.
-fn gather_all(mask: &Mask, tokens: &Tokens, workers: &Workers) -> Result<Vec<f32>> {
-    let indices = mask.indices()?;
-    let mut kept = vec![0.0; tokens.count() * indices.len()];
-    let rows = kept.chunks_mut(indices.len()).enumerate().collect();
-    workers
-        .for_operations(tokens.count() * indices.len())
-        .for_each(rows, |(row, kept)| -> Result<()> {
-            tokens.gather(row, indices, kept);
-            Ok(())
-        })?;
-    Ok(kept)
+/// `product = sum over rows of grad_output input^T`, of the kept features alone.
+fn multiply_factors(
+    (inputs, kept_in): (&Tokens, &[u64]),
+    (grad_outputs, kept_out): (&Tokens, &[u64]),
+    rows: std::ops::Range<usize>,
+    product: &mut [f32],
+    workers: &Workers,
+) -> Result<()> {
+    let step = (TOKEN_VALUES / (kept_in.len() + kept_out.len())).clamp(1, rows.len().max(1));
+    let mut left = vec![0.0; step * kept_out.len()];
+    let mut right = vec![0.0; step * kept_in.len()];
+    product.fill(0.0);
+    for first in rows.clone().step_by(step) {
+        workers.check()?;
+        let count = step.min(rows.end - first);
+        let left = &mut left[..count * kept_out.len()];
+        let right = &mut right[..count * kept_in.len()];
+        for (token, left) in left.chunks_exact_mut(kept_out.len()).enumerate() {
+            grad_outputs.gather(first + token, kept_out, left);
+        }
+        for (token, right) in right.chunks_exact_mut(kept_in.len()).enumerate() {
+            inputs.gather(first + token, kept_in, right);
+        }
+        add_outer_products(left, right, kept_in.len(), product);
+    }
+    Ok(())
 }
 
-/// Rows of products of masked factors, computed a tile at a time as the SJLT asks for them.
-struct MaskedProduct {
-    inputs: Vec<f32>,
-    grad_outputs: Vec<f32>,
-    count: usize,
-    input_row: usize,
-    grad_output_row: usize,
-    width: usize,
+/// Coordinates `start..start + len` of the masked products of some examples, one after the other.
+struct Product {
+    values: Vec<f32>,
+    start: usize,
+    len: usize,
 }
 
-impl Rows for MaskedProduct {
+impl Rows for Product {
     fn count(&self) -> usize {
-        self.count
+        self.values.len() / self.len
     }
 
     fn tile<'a>(&'a self, row: usize, start: usize, buffer: &'a mut [f32]) -> &'a [f32] {
-        let inputs = &self.inputs[row * self.input_row..(row + 1) * self.input_row];
-        let grad_outputs =
-            &self.grad_outputs[row * self.grad_output_row..(row + 1) * self.grad_output_row];
-        outer_sum(grad_outputs, inputs, self.width, start, buffer);
-        buffer
+        let first = row * self.len + start - self.start;
+        &self.values[first..first + buffer.len()]
     }
 }

@@ -5,8 +5,8 @@ use crate::error::{Error, Result};
 use crate::mask::Mask;
 use crate::parallel::Workers;
 use crate::philox::derive;
-use crate::sjlt::{Sjlt, SjltKind};
-use crate::spec::Spec;
+use crate::sjlt::Sjlt;
+use crate::spec::{SjltKind, Spec, check_count};
 
 /// A mask followed by an SJLT of the kept coordinates (arXiv 2505.18976, section 3.3).
 #[derive(Debug, Clone)]
@@ -29,6 +29,8 @@ impl Grass {
         mask: Mask,
         kind: SjltKind,
     ) -> Result<Self> {
+        check_count("grass", "input_dim", input_dim)?;
+        check_count("grass", "output_dim", output_dim)?;
         if mask.input_dim() != input_dim {
             return Err(Error::spec(
                 "grass",
@@ -56,20 +58,20 @@ impl Grass {
         &self.sjlt
     }
 
-    pub(crate) fn spec(&self) -> Result<Spec> {
-        Ok(Spec::Grass {
+    pub(crate) fn spec(&self) -> Spec {
+        Spec::Grass {
             input_dim: self.mask.input_dim(),
             output_dim: self.sjlt.output_dim(),
             seed: self.seed,
             mask_dim: self.mask.output_dim(),
-            mask: Box::new(self.mask.spec()?),
+            mask: Box::new(self.mask.spec()),
             kind: self.kind,
-        })
+        }
     }
 
     pub(crate) fn compress(
         &self,
-        rows: &(dyn Gather + Sync),
+        rows: &dyn Gather,
         count: usize,
         out: &mut [f32],
         workers: &Workers,
@@ -77,7 +79,7 @@ impl Grass {
         let kept = Kept {
             rows,
             count,
-            indices: self.mask.indices()?,
+            indices: self.mask.indices(workers)?,
         };
         self.sjlt.compress(&kept, self.mask.scale(), out, workers)
     }
@@ -85,7 +87,7 @@ impl Grass {
 
 /// Rows seen through a mask.
 struct Kept<'a> {
-    rows: &'a (dyn Gather + Sync),
+    rows: &'a dyn Gather,
     count: usize,
     indices: &'a [u64],
 }

@@ -1,6 +1,7 @@
 //! Masks: k' of p coordinates, sorted.
 
 use std::collections::HashSet;
+use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::OnceLock;
 
 use crate::dtype::Gather;
@@ -117,22 +118,30 @@ impl Mask {
     /// The coordinates kept, sorted.
     ///
     /// # Errors
-    /// [`Error::Spec`] where there is not enough memory to hold them.
-    pub fn indices(&self) -> Result<&[u64]> {
+    /// [`Error::Spec`] where there is not enough memory to hold them; [`Error::Interrupted`].
+    pub fn indices(&self, workers: &Workers) -> Result<&[u64]> {
         if let Some(indices) = self.indices.get() {
             return Ok(indices);
         }
         let Choice::Random { seed, block } = self.choice else {
             unreachable!("an explicit mask has its indices from the start")
         };
-        let chosen = sample(self.input_dim, self.output_dim, seed, block)?;
+        let chosen = sample(self.input_dim, self.output_dim, seed, block, workers)?;
         Ok(self.indices.get_or_init(|| chosen))
     }
 
-    pub(crate) fn spec(&self) -> Result<Spec> {
-        Ok(match self.choice {
+    /// Arithmetic operations of drawing the indices, where that is still to be done.
+    pub fn drawing_operations(&self) -> usize {
+        match self.indices.get() {
+            Some(_) => 0,
+            None => self.output_dim.saturating_mul(64),
+        }
+    }
+
+    pub(crate) fn spec(&self) -> Spec {
+        match self.choice {
             Choice::Explicit => Spec::Mask {
-                indices: self.indices()?.to_vec(),
+                indices: self.indices.get().cloned().unwrap_or_default(),
                 input_dim: self.input_dim,
             },
             Choice::Random { seed, block } => Spec::RandomMask {
@@ -141,7 +150,7 @@ impl Mask {
                 seed,
                 block,
             },
-        })
+        }
     }
 
     pub(crate) fn compress(
@@ -150,7 +159,7 @@ impl Mask {
         out: &mut [f32],
         workers: &Workers,
     ) -> Result<()> {
-        let indices = self.indices()?;
+        let indices = self.indices(workers)?;
         let scale = self.scale() as f32;
         let workers = workers.for_operations(out.len());
         let tasks = out
@@ -171,7 +180,13 @@ impl Mask {
 }
 
 /// Floyd's sampling of `kept / block` of `total / block` runs with 64-bit draws, expanded to coordinates.
-fn sample(total: usize, kept: usize, seed: u64, block: usize) -> Result<Vec<u64>> {
+fn sample(
+    total: usize,
+    kept: usize,
+    seed: u64,
+    block: usize,
+    workers: &Workers,
+) -> Result<Vec<u64>> {
     let out_of_memory =
         |_| Error::spec("random_mask", "output_dim", "small enough for memory", kept);
     let (total, runs) = ((total / block) as u64, (kept / block) as u64);
@@ -182,13 +197,16 @@ fn sample(total: usize, kept: usize, seed: u64, block: usize) -> Result<Vec<u64>
         return Ok(indices);
     }
     let philox = Philox::new(seed);
-    let mut taken = HashSet::new();
+    let mut taken = HashSet::with_hasher(BuildHasherDefault::<IndexHasher>::default());
     taken.try_reserve(runs as usize).map_err(out_of_memory)?;
     let mut chosen = Vec::new();
     chosen
         .try_reserve_exact(runs as usize)
         .map_err(out_of_memory)?;
     for step in 0..runs {
+        if step % TILE as u64 == 0 {
+            workers.check()?;
+        }
         let last = total - runs + step;
         let drawn = philox.draw_wide(Stream::Mask, last + 1, step);
         let run = if taken.insert(drawn) {
@@ -207,4 +225,25 @@ fn sample(total: usize, kept: usize, seed: u64, block: usize) -> Result<Vec<u64>
             .flat_map(|run| run * block..(run + 1) * block),
     );
     Ok(indices)
+}
+
+/// Hash of an index by one multiplication: indices are drawn here, no adversary chooses them.
+#[derive(Default)]
+struct IndexHasher(u64);
+
+impl Hasher for IndexHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for &byte in bytes {
+            self.write_u64(u64::from(byte));
+        }
+    }
+
+    fn write_u64(&mut self, index: u64) {
+        let product = u128::from(self.0 ^ index) * 0x9E37_79B9_7F4A_7C15;
+        self.0 = (product >> 64) as u64 ^ product as u64;
+    }
 }

@@ -6,14 +6,12 @@
 //! `out[d w + (j + r) mod w] += sign * x[b w + j] / sqrt(s)` for page b and draw d. Two coordinates of
 //! one page never collide, two of different pages collide with probability 1 / w.
 
-use serde::{Deserialize, Serialize};
-
 use crate::dtype::Rows;
 use crate::error::{Error, Result};
 use crate::parallel::Workers;
 use crate::philox::{Philox, Stream, scale_word};
 use crate::project::{Projection, project};
-use crate::spec::{Spec, check_count, check_range};
+use crate::spec::{SjltKind, Spec, check_count, check_range};
 
 /// Coordinates read at a time: values, signs and buckets stay in the first-level cache.
 const TILE: usize = 1024;
@@ -23,16 +21,6 @@ const SEGMENT: usize = 1 << 18;
 
 /// Page starts in the sign stream are multiples of this many bits: one Philox block.
 const SIGN_ALIGNMENT: u64 = 128;
-
-/// How coordinates find their buckets.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum SjltKind {
-    /// Pages of coordinates, each turned by one rotation.
-    Cyclic,
-    /// A bucket drawn for each coordinate.
-    Iid,
-}
 
 /// A seeded sparse Johnson-Lindenstrauss transform.
 #[derive(Debug, Clone)]

@@ -7,13 +7,31 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Result};
-use crate::gaussian::GaussianKind;
-use crate::sjlt::SjltKind;
 
 const MAGIC: &[u8; 8] = b"GRASSCMP";
 const FORMAT: u32 = 1;
 const HEADER: usize = 16;
 const CRC: usize = 4;
+
+/// How coordinates find their buckets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SjltKind {
+    /// Pages of coordinates, each turned by one rotation.
+    Cyclic,
+    /// A bucket drawn for each coordinate.
+    Iid,
+}
+
+/// Distribution of a dense projection's entries.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum GaussianKind {
+    /// Standard normal.
+    Normal,
+    /// -1 or 1, each with probability 1/2.
+    Rademacher,
+}
 
 /// Everything that determines a compressor: its type and its constructor's arguments, defaults resolved.
 #[expect(missing_docs, reason = "the fields are the constructors' arguments")]

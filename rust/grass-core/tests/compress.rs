@@ -1,5 +1,7 @@
 //! Compressing equals multiplying by the dense matrix, whatever the threads, the batch and the strides.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use grass_core::Compressor;
 use grass_core::dtype::Array;
 use grass_core::parallel::Workers;

@@ -43,6 +43,12 @@ impl Compressor {
         self.inner.output_dim()
     }
 
+    /// Inputs and outputs of the layer that a factorised compressor takes, None for the others.
+    #[getter]
+    fn features(&self) -> Option<(usize, usize)> {
+        self.inner.features()
+    }
+
     /// The spec in canonical JSON.
     #[getter]
     fn spec(&self) -> String {
@@ -68,7 +74,9 @@ impl Compressor {
                 format!("expected a mask, got {}", self.spec()),
             ));
         };
-        let indices = detached(py, 0, |_| mask.indices())?;
+        let indices = detached(py, mask.drawing_operations(), |workers| {
+            mask.indices(workers)
+        })?;
         Ok(PyArray1::from_slice(py, indices))
     }
 

@@ -1,0 +1,253 @@
+"""Capture: the gradient of each example's loss, block by block, for one batch after another."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from grass_rs.capture.batch import count_examples, replace_tensors, select_examples, tensors_of
+from grass_rs.capture.blocks import Block, parameters_of
+from grass_rs.capture.linear import Call, Factors, Layout, LinearCapture
+from grass_rs.capture.loss import Loss, evaluate
+from grass_rs.capture.model_state import (
+    ModelState,
+    differentiable,
+    find_training_module,
+    refuse_batch_statistics,
+)
+from grass_rs.capture.per_example import PerExampleCapture
+from grass_rs.capture.probe import Probe, choose_examples
+from grass_rs.errors import GrassError, LossError, UnsupportedLayerError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from types import TracebackType
+    from typing import Self
+
+    from torch.utils.hooks import RemovableHandle
+
+__all__ = ["Capture", "CapturedBatch", "Sink"]
+
+Sink = Callable[[Block, slice, "Factors | Tensor"], None]
+"""Takes (block, examples, gradient) any number of times; what comes for one example adds up."""
+
+
+@dataclass(frozen=True)
+class CapturedBatch:
+    """What a captured batch says about its examples, besides the gradients."""
+
+    losses: Tensor
+    """(n,) losses."""
+    finite: Tensor
+    """(n,) bool: whether the example's loss and all that was handed to the sink is finite."""
+
+
+class Capture:
+    """Per-example gradients of a model's blocks, handed to a sink.
+
+    Linear layers give their factors, recorded by hooks in one forward and one backward pass over
+    the batch that computes no weight gradient. Blocks of any other kind give the gradients
+    themselves, by `torch.func` over single examples, in chunks of at most 64 MiB.
+
+    Use it as a context manager. Inside, the model is in evaluation mode and has hooks; on leaving,
+    also by an exception, modes, hooks, attributes, buffers and random generators are as they were.
+    `.grad` and `requires_grad` are never touched.
+
+    Before the first batch, and the first with two or more examples, is captured, at most three of
+    its examples are compared with themselves alone, to find losses that tie examples together,
+    layers that keep examples on another axis, and layers whose hooks do not see all: about ten
+    forward and backward passes over those examples, and a second forward pass over the batch.
+
+    Parameters
+    ----------
+    model
+        The model; it may be wherever and of whatever real dtype.
+    loss
+        (model, batch) -> per-example losses (n,); see `resolve_loss`.
+    blocks
+        What `find_blocks` found in the model.
+
+    Raises
+    ------
+    SpecError
+        If the model lacks a parameter of a block, or has it frozen.
+
+    """
+
+    def __init__(self, model: nn.Module, loss: Loss, blocks: Sequence[Block]) -> None:
+        self._model = model
+        self._loss = loss
+        self._blocks = list(blocks)
+        self._parameters = parameters_of(model, self._blocks)
+        self._linear = LinearCapture(model, self._blocks)
+        self._per_example = PerExampleCapture(
+            model, loss, [block for block in blocks if block.factors is None], self._restore
+        )
+        self._state: ModelState | None = None
+        self._handles: list[RemovableHandle] = []
+        self._probed = 0
+
+    def __enter__(self) -> Self:
+        """Put the model in evaluation mode and attach the hooks.
+
+        Raises
+        ------
+        GrassError
+            If the capture is already open.
+
+        """
+        if self._state is not None:
+            msg = "this Capture is already open: leave its `with` block first"
+            raise GrassError(msg)
+        self._state = ModelState(self._model)
+        self._handles = [*refuse_batch_statistics(self._model), *self._linear.attach()]
+        self._state.hold()
+        return self
+
+    def __exit__(
+        self,
+        _type: type[BaseException] | None,
+        _error: BaseException | None,
+        _traceback: TracebackType | None,
+    ) -> None:
+        """Put the model back as it was."""
+        try:
+            # Before the hooks go: they are among the attributes that were saved.
+            if self._state is not None:
+                self._state.release()
+        finally:
+            for handle in self._handles:
+                handle.remove()
+            self._state, self._handles = None, []
+
+    def run(self, batch: Any, sink: Sink) -> CapturedBatch:
+        """Capture one batch.
+
+        Parameters
+        ----------
+        batch
+            Tensors with the examples on the first axis, in nested tuples, lists or mappings.
+        sink
+            Called with a block, the examples (a slice of 0..n), and their gradients: `Factors` for
+            a linear layer, else a tensor (m, p). Contributions to one block and example add up.
+            All tensors are detached and on the layer's device.
+
+        Raises
+        ------
+        DataError
+            If the batch's tensors disagree on the number of examples.
+        LossError
+            If the loss does not return n independent losses that gradients flow from.
+        UnsupportedLayerError
+            If a layer cannot be captured rightly.
+        GrassError
+            If the capture is not open.
+
+        """
+        if self._state is None:
+            msg = "this Capture is not open: call run inside `with capture:`"
+            raise GrassError(msg)
+        n = count_examples(batch)
+        with differentiable(self._model):
+            losses, calls = self._forward(batch, n)
+            if self._needs_probe(calls, n):
+                whole = losses.detach()
+                # Not two graphs at a time.
+                del losses, calls
+                self._probe(batch, whole)
+                losses, calls = self._forward(batch, n)
+            finite = losses.detach().isfinite()
+            self._hand_over_factors(losses, calls, sink, finite)
+            whole = losses.detach()
+            del losses, calls
+            for block, examples, gradient in self._per_example.gradients(batch, n):
+                finite[examples] &= _finite_rows(gradient).to(finite.device)
+                with torch.no_grad():
+                    sink(block, examples, gradient)
+        return CapturedBatch(whole, finite)
+
+    def _restore(self) -> None:
+        if self._state is not None:
+            self._state.restore_attributes()
+
+    def _forward(self, batch: Any, n: int) -> tuple[Tensor, list[Call]]:
+        # A copy, since the model may change its input in place.
+        fresh = replace_tensors(batch, [tensor.clone() for tensor in tensors_of(batch)])
+        with self._linear.recording() as calls:
+            losses = evaluate(self._loss, self._model, fresh, n)
+        training = find_training_module(self._model)
+        if training is not None:
+            msg = (
+                f"loss expects the model to stay in evaluation mode, but {training or 'the model'!r} "
+                f"is in training mode after it: do not call train() in the loss"
+            )
+            raise LossError(msg)
+        self._restore()
+        if not losses.requires_grad:
+            msg = (
+                "loss expects losses that gradients flow from, got a tensor without a graph: do not "
+                "detach or use torch.no_grad() in the loss, and compute it with the given model"
+            )
+            raise LossError(msg)
+        return losses, calls
+
+    def _needs_probe(self, calls: Sequence[Call], n: int) -> bool:
+        if self._probed < min(n, 2):
+            return True
+        return n > 1 and any(call.site.module not in self._linear.layouts for call in calls)
+
+    def _probe(self, batch: Any, losses: Tensor) -> None:
+        chosen = choose_examples(losses)
+        probe = Probe(self._forward, batch, chosen, self._parameters)
+        probe.check_losses(losses)
+        probe.check_inputs()
+        self._linear.layouts |= probe.find_layouts()
+        conclusive = probe.check_factors(self._blocks, self._linear.layouts)
+        if self._per_example.vectorised:
+            selected = select_examples(batch, chosen)
+            rows: dict[Block, list[Tensor]] = {}
+            for block, _, gradient in self._per_example.gradients(selected, len(chosen)):
+                rows.setdefault(block, []).append(gradient)
+            for block, parts in rows.items():
+                if not probe.agrees(block, torch.cat(parts)):
+                    self._per_example.use_loop(f"its gradients of block {block.name!r} differ")
+                    break
+        if conclusive and losses[chosen].isfinite().all():
+            self._probed = len(chosen)
+
+    def _hand_over_factors(
+        self, losses: Tensor, calls: list[Call], sink: Sink, finite: Tensor
+    ) -> None:
+        if not calls:
+            return
+        n = len(losses)
+        gradients: list[Tensor | None] = list(
+            torch.autograd.grad(losses.sum(), [c.edge for c in calls], allow_unused=True)
+        )
+        # From the last layer to the first, letting go of each.
+        while calls:
+            call, gradient = calls.pop(), gradients.pop()
+            if gradient is None:
+                continue
+            layout = self._linear.layouts.get(call.site.module)
+            if layout is None and n > 1:
+                msg = (
+                    f"layer {call.site.name!r} was not called for the examples that were compared "
+                    f"alone and in the batch, so it is unknown which of its rows are whose: leave it "
+                    f"out with layers="
+                )
+                raise UnsupportedLayerError(msg)
+            with torch.no_grad():
+                factors = call.factors(gradient, layout or Layout(0), n)
+                rows = _finite_rows(factors.inputs) & _finite_rows(factors.grad_outputs)
+                finite &= rows.to(finite.device)
+                sink(call.site.block, slice(0, n), factors)
+
+
+def _finite_rows(gradient: Tensor) -> Tensor:
+    """Return (n,) bool: whether all of a row of (n, ...) is finite."""
+    return gradient.isfinite().flatten(1).all(dim=1)

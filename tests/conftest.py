@@ -1,0 +1,82 @@
+"""Fixtures that every test file shares: the array libraries, fresh interpreters, thread counts."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import settings
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+settings.register_profile("default", deadline=None, max_examples=25)
+settings.register_profile("ci", settings.get_profile("default"), derandomize=True)
+settings.register_profile("thorough", settings.get_profile("default"), max_examples=500)
+settings.load_profile(
+    os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.get("CI") else "default")
+)
+
+SCRIPT_SECONDS = 120
+"""A script that takes longer than this hangs."""
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One array library on one device, seen through NumPy arrays."""
+
+    name: str
+
+    def array(self, values: np.ndarray) -> Any:
+        """Return `values` as an array of this library."""
+        return torch.from_numpy(values) if self.name == "torch" else values
+
+    def numpy(self, result: Any) -> np.ndarray:
+        """Return a result of this library as NumPy, after checking that it is of this library."""
+        if self.name == "torch":
+            assert isinstance(result, torch.Tensor)
+            assert result.device.type == "cpu"
+            assert not result.requires_grad
+            return result.numpy()
+        assert isinstance(result, np.ndarray)
+        return result
+
+
+@pytest.fixture(scope="session", params=["numpy", "torch"])
+def backend(request: pytest.FixtureRequest) -> Backend:
+    """Run the test once for every array library."""
+    return Backend(request.param)
+
+
+@pytest.fixture
+def num_threads() -> Iterator[Callable[[int], None]]:
+    """Return `set_num_threads`, whose effect ends with the test."""
+    import grass_rs as grass
+
+    before = grass.num_threads()
+    yield grass.set_num_threads
+    grass.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def run_script() -> Callable[..., str]:
+    """Return a function that runs Python code in a fresh interpreter and returns what it printed."""
+
+    def run(code: str, *arguments: str) -> str:
+        done = subprocess.run(
+            [sys.executable, "-W", "error", "-c", code, *arguments],
+            capture_output=True,
+            text=True,
+            timeout=SCRIPT_SECONDS,
+            check=False,
+        )
+        assert done.returncode == 0, f"exit status {done.returncode}\n{done.stdout}{done.stderr}"
+        return done.stdout
+
+    return run

@@ -1,0 +1,65 @@
+"""LoGra: a dense projection of each factor of a linear layer's gradient."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import grass_rs as grass
+import moments
+import reference
+import specs
+
+if TYPE_CHECKING:
+    from conftest import Backend
+
+
+@given(spec=specs.logras(), n=st.integers(0, 4), tokens=st.integers(0, 5))
+def test_logra_equals_twin(backend: Backend, spec: dict[str, Any], n: int, tokens: int) -> None:
+    compressor = specs.build(spec)
+    matrix = reference.dense(spec)
+    a, g = specs.inputs(spec, n, tokens=tokens)
+    np.testing.assert_allclose(compressor.to_dense(), matrix, rtol=1e-5, atol=2e-6)
+    specs.assert_compressed(
+        backend.numpy(compressor(backend.array(a), backend.array(g))), matrix, a, g
+    )
+
+
+def test_output_is_the_product_of_projected_factors() -> None:
+    compressor = grass.LoGra(30, 20, 5, 3, seed=11)
+    inner = grass.Gaussian(30, 5, seed=reference.derive(11, "in"))
+    outer = grass.Gaussian(20, 3, seed=reference.derive(11, "out"))
+    a, g = specs.inputs(compressor.spec, n=2)
+    products = np.einsum(
+        "nto,nti->noi",
+        outer(g.reshape(-1, 20)).reshape(2, 3, 3),
+        inner(a.reshape(-1, 30)).reshape(2, 3, 5),
+    )
+    np.testing.assert_allclose(compressor(a, g), products.reshape(2, -1), rtol=1e-4, atol=1e-5)
+    assert (compressor.input_dim, compressor.output_dim) == (600, 15)
+
+
+@pytest.mark.parametrize("tokens", [200, 1000])
+def test_many_tokens_equal_twin(tokens: int) -> None:
+    spec = reference.logra(40, 24, 8, 4, 3)
+    a, g = specs.inputs(spec, n=3, tokens=tokens)
+    specs.assert_compressed(specs.build(spec)(a, g), reference.dense(spec), a, g)
+
+
+def test_logra_is_unbiased() -> None:
+    moments.assert_unbiased(
+        lambda seed: grass.LoGra(4, 5, 3, 2, seed=seed),
+        np.kron(moments.normal(5, 2), moments.normal(4, 3)),
+        range(3000),
+    )
+
+
+@pytest.mark.parametrize("name", ["in_features", "out_features", "rank_in", "rank_out"])
+def test_logra_refuses_zero(name: str) -> None:
+    good = {"in_features": 4, "out_features": 5, "rank_in": 2, "rank_out": 3, "seed": 0}
+    with pytest.raises(grass.SpecError, match=name):
+        grass.LoGra(**(good | {name: 0}))

@@ -29,7 +29,6 @@ from grass_rs.errors import (
     StorePermissionError,
     UnsupportedArrayError,
     UnsupportedLayerError,
-    unknown_name,
 )
 from grass_rs.lds import lds
 from grass_rs.types import Column, Scores
@@ -81,4 +80,4 @@ def __getattr__(name: str) -> object:
         from grass_rs import engine  # noqa: PLC0415 - loads torch
 
         return getattr(engine, name)
-    raise AttributeError(unknown_name("a name in grass_rs", name, __all__))
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -3,8 +3,8 @@
 //! Work is cut into tasks by its own size, never by the number of threads, and every task writes
 //! its own part of the output. So a result has the same bits however many threads computed it.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use arc_swap::ArcSwapOption;
 use rayon::ThreadPool;
@@ -31,8 +31,10 @@ pub fn set_num_threads(threads: usize) {
 
 /// How many threads heavy calls use.
 pub fn num_threads() -> usize {
+    // Asking the operating system takes longer than compressing a small vector.
+    static AVAILABLE: OnceLock<usize> = OnceLock::new();
     match REQUESTED.load(Ordering::Relaxed) {
-        0 => std::thread::available_parallelism().map_or(1, usize::from),
+        0 => *AVAILABLE.get_or_init(|| std::thread::available_parallelism().map_or(1, usize::from)),
         threads => threads,
     }
 }

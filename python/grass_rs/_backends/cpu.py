@@ -13,6 +13,8 @@ import numpy as np
 from grass_rs.errors import ShapeError, UnsupportedArrayError
 
 _FLOATS = ("float64", "float32", "float16", "bfloat16")
+_FLOAT_CHARS = "dfe"
+"""NumPy's codes of the first three; reading a dtype's name takes microseconds."""
 
 
 def _torch_tensor(array: Any) -> bool:
@@ -50,11 +52,11 @@ def _view(what: str, array: Any) -> np.ndarray[Any, Any]:
         kind = f"{type(array).__module__}.{type(array).__qualname__}"
         hint = ": copy it to the CPU first" if "cupy" in kind else ": pass numpy.asarray of it"
         raise _unsupported(what, kind + hint)
+    if array.dtype.char in _FLOAT_CHARS:
+        return array
     if array.dtype.name == "bfloat16":
         return array.view(np.uint16)
-    if array.dtype.kind != "f" or array.dtype.name not in _FLOATS:
-        raise _unsupported(what, f"an array of {array.dtype}: convert it with .astype")
-    return array
+    raise _unsupported(what, f"an array of {array.dtype}: convert it with .astype")
 
 
 def _readable(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
@@ -126,9 +128,11 @@ def as_output(what: str, out: Any, shape: tuple[int, ...]) -> np.ndarray[Any, An
     return view
 
 
-def empty_like(array: Any, shape: tuple[int, ...]) -> Any:
-    """Return an uninitialised float32 array of `shape` of the same library as `array`."""
-    if _torch_tensor(array):
+def new_output(like: Any, shape: tuple[int, ...]) -> tuple[Any, np.ndarray[Any, Any]]:
+    """Return an uninitialised float32 array of the library of `like`, and its view for the core."""
+    if _torch_tensor(like):
         torch = sys.modules["torch"]
-        return torch.empty(shape, dtype=torch.float32)
-    return np.empty(shape, dtype=np.float32)
+        tensor = torch.empty(shape, dtype=torch.float32)
+        return tensor, tensor.numpy()
+    array = np.empty(shape, dtype=np.float32)
+    return array, array

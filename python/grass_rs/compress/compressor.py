@@ -175,11 +175,10 @@ class RowCompressor(Compressor):
             msg = f"{name} expects (n, {p}) or ({p},), got {rows.shape}: the last axis must equal input_dim={p}"
             raise ShapeError(msg)
         shape = (*rows.shape[:-1], self.output_dim)
-        result = cpu.empty_like(x, shape) if out is None else out
-        target = cpu.as_output(name, result, shape)
-        if out is not None and np.may_share_memory(rows, target):
-            raise ShapeError(f"{name}: out expects memory of its own, got a part of x: allocate it")
-        self._native.compress(np.atleast_2d(rows), np.atleast_2d(target))
+        result, target = _output(name, shape, out, x, rows)
+        if rows.ndim == 1:
+            rows, target = rows[None], target[None]
+        self._native.compress(rows, target)
         return result
 
 
@@ -224,14 +223,7 @@ class FactorCompressor(Compressor):
             )
             raise ShapeError(msg)
         shape = (left.shape[0], self.output_dim)
-        result = cpu.empty_like(inputs, shape) if out is None else out
-        target = cpu.as_output(name, result, shape)
-        if out is not None and (
-            np.may_share_memory(left, target) or np.may_share_memory(right, target)
-        ):
-            raise ShapeError(
-                f"{name}: out expects memory of its own, got a part of a factor: allocate it"
-            )
+        result, target = _output(name, shape, out, inputs, left, right)
         if left.ndim == 2:
             left, right = left[:, None, :], right[:, None, :]
         self._native.compress_factors(left, right, target)
@@ -258,6 +250,19 @@ class FactorCompressor(Compressor):
         return features
 
 
+def _output(
+    name: str, shape: tuple[int, ...], out: Any, like: Any, *inputs: NDArray[Any]
+) -> tuple[Any, NDArray[np.float32]]:
+    """Return what a call returns, `out` or a new array like an input, and its view for the core."""
+    if out is None:
+        return cpu.new_output(like, shape)
+    target = cpu.as_output(name, out, shape)
+    if any(np.may_share_memory(array, target) for array in inputs):
+        msg = f"{name}: out expects memory of its own, got a part of an input: allocate it"
+        raise ShapeError(msg)
+    return out, target
+
+
 def _wrap(native: _native.Compressor) -> Compressor:
     cls = _CLASSES[json.loads(native.spec)["type"]]
     compressor = cls.__new__(cls)
@@ -277,7 +282,7 @@ def compressor_from_bytes(data: bytes) -> Compressor:
     return _wrap(_native.Compressor.from_bytes(data))
 
 
-def compressor_from_spec(spec: Mapping[str, Any]) -> Compressor:
+def compressor_from_spec(spec: object) -> Compressor:
     """Build the compressor that has this spec.
 
     Raises

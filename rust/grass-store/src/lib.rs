@@ -1,1 +1,50 @@
-//! store
+//! Rows of compressed gradients on disk, format 1.
+//!
+//! A store is a folder. Rows have a fixed width, are little endian and example-major (a row holds
+//! all columns side by side), so that `numpy.memmap` reads them without this library.
+//!
+//! ```text
+//! manifest.json      format, dtype, columns, fingerprints, rows of each closed shard, complete,
+//!                    skipped ids and its own CRC-32, as one line of canonical JSON
+//! shard-00000.rows   +--------------------+-------+-------+-----
+//!                    | header, 4096 bytes | row 0 | row 1 | ...
+//!                    +--------------------+-------+-------+-----
+//! shard-00000.ids    one u64 a row
+//! shard-00000.log    20-byte records: rows so far u64, CRC-32 of the rows and of the ids that the
+//!                    record commits, CRC-32 of the record's first 16 bytes
+//! .lock              held by the writer while it is open; no part of the store
+//! ```
+//!
+//! A chunk is a fixed number of rows, from the row's bytes alone ([`Layout::chunk_rows`]). A
+//! record never reaches past the end of a chunk. A closed shard has exactly one record a chunk, so
+//! the bytes of a finished store depend on its rows, ids and plan, never on when it was committed.
+//!
+//! A commit writes rows and ids, syncs them, appends records, and syncs those. What `commit`
+//! returned for survives a killed process and a power loss; what it did not is cut off when the
+//! store is next opened for writing. Readers trust nothing: lengths, counts and checksums are
+//! compared before a byte is used or memory is taken for it.
+
+mod checksum;
+mod commit_log;
+mod dtype;
+mod encoding;
+mod error;
+mod header;
+mod id_set;
+mod layout;
+mod lock;
+mod manifest;
+mod mmap;
+mod paths;
+mod reader;
+mod shard;
+mod shard_writer;
+mod verify;
+mod writer;
+
+pub use dtype::Dtype;
+pub use error::{Damage, Error, Part, Result};
+pub use layout::{Column, Layout};
+pub use manifest::Fingerprints;
+pub use reader::{Chunk, ChunkSpan, StoreReader};
+pub use writer::{StoreSpec, StoreWriter, WriterOptions};

@@ -120,7 +120,8 @@ def differentiable(model: nn.Module) -> Iterator[None]:
             torch.backends.mha.set_fastpath_enabled, torch.backends.mha.get_fastpath_enabled()
         )
         torch.backends.mha.set_fastpath_enabled(False)
-        # The cache may hold weights that were cast under no_grad, cut from their parameters.
+        # Up to PyTorch 2.9 the cache keeps weights that were cast under no_grad, cut from their
+        # parameters.
         stack.callback(torch.set_autocast_cache_enabled, torch.is_autocast_cache_enabled())
         torch.set_autocast_cache_enabled(False)
         if any(isinstance(module, nn.RNNBase) for module in model.modules()):

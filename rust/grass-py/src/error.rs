@@ -1,5 +1,7 @@
 //! One place where errors of the crates become the exceptions of `grass_rs.errors`.
 
+use std::io::ErrorKind;
+
 use pyo3::prelude::*;
 use pyo3::types::PyType;
 
@@ -7,6 +9,10 @@ use pyo3::types::PyType;
 pub enum PyError {
     /// Of the core.
     Core(grass_core::Error),
+    /// Of the store.
+    Store(grass_store::Error),
+    /// Of the engine.
+    Engine(grass_engine::Error),
     /// A Python exception already.
     Python(PyErr),
 }
@@ -14,6 +20,18 @@ pub enum PyError {
 impl From<grass_core::Error> for PyError {
     fn from(error: grass_core::Error) -> Self {
         Self::Core(error)
+    }
+}
+
+impl From<grass_store::Error> for PyError {
+    fn from(error: grass_store::Error) -> Self {
+        Self::Store(error)
+    }
+}
+
+impl From<grass_engine::Error> for PyError {
+    fn from(error: grass_engine::Error) -> Self {
+        Self::Engine(error)
     }
 }
 
@@ -26,8 +44,19 @@ impl From<PyErr> for PyError {
 impl From<PyError> for PyErr {
     fn from(error: PyError) -> Self {
         match error {
-            PyError::Python(error) => error,
             PyError::Core(error) => exception(core_class(&error), error.to_string()),
+            PyError::Store(error) => {
+                let raised = exception(store_class(&error), error.to_string());
+                match error.errno() {
+                    Some(errno) => with_errno(raised, errno),
+                    None => raised,
+                }
+            }
+            PyError::Engine(error) => match error {
+                grass_engine::Error::Store(error) => PyError::Store(error).into(),
+                error => exception(engine_class(&error), error.to_string()),
+            },
+            PyError::Python(error) => error,
         }
     }
 }
@@ -38,6 +67,50 @@ fn core_class(error: &grass_core::Error) -> &'static str {
         grass_core::Error::Spec { .. } | grass_core::Error::Bytes { .. } => "SpecError",
         grass_core::Error::Interrupted => "GrassError",
     }
+}
+
+fn store_class(error: &grass_store::Error) -> &'static str {
+    use grass_store::Error;
+    match error {
+        Error::Io { source, .. } => match source.kind() {
+            ErrorKind::NotFound => "StoreNotFoundError",
+            ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem => "StorePermissionError",
+            _ => "StoreError",
+        },
+        Error::NotFound { .. } => "StoreNotFoundError",
+        Error::Exists { .. } => "StoreExistsError",
+        Error::Locked { .. } => "StoreLockedError",
+        Error::Mismatch { .. } => "StoreMismatchError",
+        Error::Corrupt { .. } => "CorruptStoreError",
+        Error::Format { .. } | Error::Broken { .. } => "StoreError",
+        Error::Columns { .. } | Error::Dtype { .. } => "SpecError",
+        Error::Shape { .. } | Error::OutOfRange { .. } => "ShapeError",
+        Error::RepeatedId { .. } | Error::Overflow { .. } => "DataError",
+        Error::Core(error) => core_class(error),
+    }
+}
+
+fn engine_class(error: &grass_engine::Error) -> &'static str {
+    use grass_engine::Error;
+    match error {
+        Error::Store(error) => store_class(error),
+        Error::Core(error) => core_class(error),
+        Error::Unfinished { .. } | Error::Empty { .. } => "StoreError",
+        Error::Queries { .. } | Error::TopK { .. } => "ShapeError",
+        Error::NonFiniteQuery { .. }
+        | Error::NonFiniteRows { .. }
+        | Error::NonFiniteScore { .. } => "NonFiniteError",
+        Error::Damping { .. } | Error::Method { .. } | Error::Singular { .. } => "SpecError",
+        Error::Memory { .. } => "GrassError",
+    }
+}
+
+/// `error` with the system's error number, as an `OSError` has it.
+fn with_errno(error: PyErr, errno: i32) -> PyErr {
+    Python::attach(|py| match error.value(py).setattr("errno", errno) {
+        Ok(()) => error,
+        Err(other) => other,
+    })
 }
 
 /// The exception `class` of `grass_rs.errors` with `message`.

@@ -4,6 +4,8 @@ mod arrays;
 mod compressor;
 mod detached;
 mod error;
+mod scoring;
+mod store;
 mod threads;
 
 use pyo3::prelude::*;
@@ -12,5 +14,7 @@ use pyo3::prelude::*;
 #[pymodule(gil_used = false)]
 fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     compressor::register(module)?;
+    store::register(module)?;
+    scoring::register(module)?;
     threads::register(module)
 }

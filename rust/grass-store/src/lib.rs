@@ -29,6 +29,7 @@ mod commit_log;
 mod dtype;
 mod encoding;
 mod error;
+mod fingerprints;
 mod header;
 mod id_set;
 mod layout;
@@ -44,7 +45,7 @@ mod writer;
 
 pub use dtype::Dtype;
 pub use error::{Damage, Error, Part, Result};
+pub use fingerprints::{Fingerprints, check_same_columns, check_same_fingerprints};
 pub use layout::{Column, Layout};
-pub use manifest::Fingerprints;
 pub use reader::{Chunk, ChunkSpan, StoreReader};
 pub use writer::{StoreSpec, StoreWriter, WriterOptions};

@@ -1,0 +1,408 @@
+//! Symmetric positive definite matrices in tiles: gathered, factored and solved on all threads
+//! with the same bits for any number of them.
+
+use std::ops::Range;
+
+use grass_core::parallel::Workers;
+use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis, s};
+
+use crate::chunks::zeros;
+use crate::error::{Error, Result};
+use crate::gemm::add_product;
+
+/// Rows and columns of a tile: one task each.
+const TILE: usize = 256;
+
+/// Below this many rows a triangle is worked on number by number.
+const LEAF: usize = 32;
+
+/// The lower half of a symmetric matrix, tile by tile.
+#[derive(Debug)]
+pub(crate) struct SymmetricTiles {
+    size: usize,
+    /// Tile (i, j) for j <= i at i (i + 1) / 2 + j.
+    tiles: Vec<Array2<f64>>,
+}
+
+/// One tile's share of a sum of outer products.
+pub(crate) struct GramTask<'a> {
+    out: &'a mut Array2<f64>,
+    left: ArrayView2<'a, f64>,
+    right: ArrayView2<'a, f64>,
+}
+
+impl GramTask<'_> {
+    pub(crate) fn run(self) {
+        add_product(
+            self.out.view_mut(),
+            1.0,
+            self.left,
+            self.right.reversed_axes(),
+        );
+    }
+}
+
+fn place(i: usize, j: usize) -> usize {
+    i * (i + 1) / 2 + j
+}
+
+/// The rows of tile `index`.
+fn tile(index: usize, size: usize) -> Range<usize> {
+    index * TILE..size.min((index + 1) * TILE)
+}
+
+impl SymmetricTiles {
+    /// Memory that a matrix of this size takes.
+    pub(crate) fn bytes(size: usize) -> usize {
+        let edge = size.next_multiple_of(TILE);
+        size.saturating_mul(size + edge.min(TILE)) / 2 * size_of::<f64>()
+    }
+
+    /// The zero matrix of (size, size).
+    pub(crate) fn zeros(size: usize, column: &str) -> Result<Self> {
+        let count = size.div_ceil(TILE);
+        let mut tiles = Vec::with_capacity(place(count, 0));
+        for (i, j) in (0..count).flat_map(|i| (0..=i).map(move |j| (i, j))) {
+            let shape = (tile(i, size).len(), tile(j, size).len());
+            let values = zeros(
+                shape.0 * shape.1,
+                || format!("the Fisher matrix of column {column:?}, at least"),
+                "compress this column to fewer dimensions",
+            )?;
+            let Ok(values) = Array2::from_shape_vec(shape, values) else {
+                unreachable!("as many numbers as the shape says");
+            };
+            tiles.push(values);
+        }
+        Ok(Self { size, tiles })
+    }
+
+    fn count(&self) -> usize {
+        self.size.div_ceil(TILE)
+    }
+
+    /// The work of adding `rows rows^T`, for rows of shape (size, terms).
+    pub(crate) fn gram_tasks<'a>(&'a mut self, rows: ArrayView2<'a, f64>) -> Vec<GramTask<'a>> {
+        let size = self.size;
+        let places = (0..self.count()).flat_map(|i| (0..=i).map(move |j| (i, j)));
+        let tiles = self.tiles.iter_mut().zip(places);
+        let part = |index| rows.slice_move(s![tile(index, size), ..]);
+        tiles
+            .map(|(out, (i, j))| GramTask {
+                out,
+                left: part(i),
+                right: part(j),
+            })
+            .collect()
+    }
+
+    fn diagonal(&self) -> impl Iterator<Item = f64> {
+        let tiles = (0..self.count()).map(|index| &self.tiles[place(index, index)]);
+        tiles.flat_map(|tile| tile.diag().into_iter().copied())
+    }
+
+    /// The sum of the diagonal.
+    pub(crate) fn trace(&self) -> f64 {
+        self.diagonal().sum()
+    }
+
+    /// Factors this matrix plus `ridge` times the identity; `None` if it is singular to working precision.
+    ///
+    /// # Errors
+    /// [`Error::Core`] when cancelled.
+    pub(crate) fn factor(mut self, ridge: f64, workers: &Workers) -> Result<Option<Cholesky>> {
+        for index in 0..self.count() {
+            self.tiles[place(index, index)]
+                .diag_mut()
+                .mapv_inplace(|value| value + ridge);
+        }
+        let largest = self.diagonal().fold(0.0, f64::max);
+        let smallest_pivot = self.size as f64 * f64::EPSILON * largest;
+        for k in 0..self.count() {
+            if !factor_lower(self.tiles[place(k, k)].view_mut(), smallest_pivot) {
+                return Ok(None);
+            }
+            // The column below the diagonal, then everything right of it.
+            let below: Vec<usize> = (k + 1..self.count()).collect();
+            let mut column: Vec<Array2<f64>> = below
+                .iter()
+                .map(|&i| std::mem::take(&mut self.tiles[place(i, k)]))
+                .collect();
+            let corner = self.tiles[place(k, k)].view();
+            workers.for_each(column.iter_mut().collect(), |tile: &mut Array2<f64>| {
+                divide_by_transpose(corner, tile.view_mut());
+                Ok::<(), Error>(())
+            })?;
+            let places = (0..self.count()).flat_map(|i| (0..=i).map(move |j| (i, j)));
+            let rest = self
+                .tiles
+                .iter_mut()
+                .zip(places)
+                .filter(|(_, (_, j))| *j > k);
+            workers.for_each(rest.collect(), |(tile, (i, j))| {
+                let (left, right) = (&column[i - k - 1], &column[j - k - 1]);
+                add_product(tile.view_mut(), -1.0, left.view(), right.t());
+                Ok::<(), Error>(())
+            })?;
+            for (i, tile) in below.into_iter().zip(column) {
+                self.tiles[place(i, k)] = tile;
+            }
+        }
+        Ok(Some(Cholesky { lower: self }))
+    }
+}
+
+/// The lower triangle L of L L^T = A.
+#[derive(Debug)]
+pub(crate) struct Cholesky {
+    lower: SymmetricTiles,
+}
+
+impl Cholesky {
+    /// Replaces every row x of `rows`, (any, size), by A^-1 x.
+    pub(crate) fn solve(&self, mut rows: ArrayViewMut2<'_, f64>) {
+        let (size, count) = (self.lower.size, self.lower.count());
+        let lower = |i, j| self.lower.tiles[place(i, j)].view();
+        for k in 0..count {
+            let (done, mut rest) = rows.view_mut().split_at(Axis(1), tile(k, size).end);
+            let mut part = done.slice_move(s![.., tile(k, size)]);
+            divide_by_transpose(lower(k, k), part.view_mut());
+            for i in k + 1..count {
+                let columns =
+                    tile(i, size).start - tile(k, size).end..tile(i, size).end - tile(k, size).end;
+                add_product(
+                    rest.slice_mut(s![.., columns]),
+                    -1.0,
+                    part.view(),
+                    lower(i, k).reversed_axes(),
+                );
+            }
+        }
+        for k in (0..count).rev() {
+            let (mut before, after) = rows.view_mut().split_at(Axis(1), tile(k, size).start);
+            let mut part = after.slice_move(s![.., ..tile(k, size).len()]);
+            divide(lower(k, k), part.view_mut());
+            for i in 0..k {
+                add_product(
+                    before.slice_mut(s![.., tile(i, size)]),
+                    -1.0,
+                    part.view(),
+                    lower(k, i),
+                );
+            }
+        }
+    }
+}
+
+/// Where a triangle of this size is cut in two.
+fn half(size: usize) -> usize {
+    (size / 2).next_multiple_of(LEAF)
+}
+
+/// The quarters of a lower triangle without the zero one: top left, bottom left, bottom right.
+fn quarters<'a>(lower: ArrayView2<'a, f64>) -> [ArrayView2<'a, f64>; 3] {
+    let cut = half(lower.nrows());
+    let (top, bottom) = lower.split_at(Axis(0), cut);
+    let (left, right) = bottom.split_at(Axis(1), cut);
+    [top.slice_move(s![.., ..cut]), left, right]
+}
+
+/// Factors a symmetric matrix, of which the lower half is read and replaced; false at a pivot that is too small.
+fn factor_lower(mut matrix: ArrayViewMut2<'_, f64>, smallest_pivot: f64) -> bool {
+    let size = matrix.nrows();
+    if size <= LEAF {
+        return factor_leaf(matrix, smallest_pivot);
+    }
+    let cut = half(size);
+    let (mut top, bottom) = matrix.view_mut().split_at(Axis(0), cut);
+    let (mut left, mut right) = bottom.split_at(Axis(1), cut);
+    let mut corner = top.slice_mut(s![.., ..cut]);
+    if !factor_lower(corner.view_mut(), smallest_pivot) {
+        return false;
+    }
+    divide_by_transpose(corner.view(), left.view_mut());
+    add_product(right.view_mut(), -1.0, left.view(), left.t());
+    factor_lower(right, smallest_pivot)
+}
+
+fn factor_leaf(mut matrix: ArrayViewMut2<'_, f64>, smallest_pivot: f64) -> bool {
+    for j in 0..matrix.nrows() {
+        let (above, mut below) = matrix.view_mut().split_at(Axis(0), j + 1);
+        let mut row = above.slice_move(s![j, ..=j]);
+        let before = row.slice(s![..j]);
+        let pivot = row[j] - before.dot(&before);
+        if pivot.is_nan() || pivot <= smallest_pivot {
+            return false;
+        }
+        row[j] = pivot.sqrt();
+        for mut other in below.rows_mut() {
+            let sum = other.slice(s![..j]).dot(&row.slice(s![..j]));
+            other[j] = (other[j] - sum) / row[j];
+        }
+    }
+    true
+}
+
+/// X <- X L^-T for a lower triangle L and rows X.
+fn divide_by_transpose(lower: ArrayView2<'_, f64>, mut rows: ArrayViewMut2<'_, f64>) {
+    let size = lower.nrows();
+    if size > LEAF {
+        let [corner, left, right] = quarters(lower);
+        let (mut first, mut second) = rows.split_at(Axis(1), half(size));
+        divide_by_transpose(corner, first.view_mut());
+        add_product(second.view_mut(), -1.0, first.view(), left.reversed_axes());
+        return divide_by_transpose(right, second);
+    }
+    let leaf = Leaf::new(lower, true);
+    leaf.for_rows(rows.view_mut(), |row| {
+        for i in 0..size {
+            row[i] /= leaf.values[i][i];
+            let (done, rest) = row[..size].split_at_mut(i + 1);
+            for (value, factor) in rest.iter_mut().zip(&leaf.values[i][i + 1..]) {
+                *value -= done[i] * factor;
+            }
+        }
+    });
+}
+
+/// X <- X L^-1 for a lower triangle L and rows X.
+fn divide(lower: ArrayView2<'_, f64>, mut rows: ArrayViewMut2<'_, f64>) {
+    let size = lower.nrows();
+    if size > LEAF {
+        let [corner, left, right] = quarters(lower);
+        let (mut first, mut second) = rows.split_at(Axis(1), half(size));
+        divide(right, second.view_mut());
+        add_product(first.view_mut(), -1.0, second.view(), left);
+        return divide(corner, first);
+    }
+    let leaf = Leaf::new(lower, false);
+    leaf.for_rows(rows.view_mut(), |row| {
+        for i in (0..size).rev() {
+            row[i] /= leaf.values[i][i];
+            let (rest, done) = row.split_at_mut(i);
+            for (value, factor) in rest.iter_mut().zip(&leaf.values[i]) {
+                *value -= done[0] * factor;
+            }
+        }
+    });
+}
+
+/// A small triangle in an array of fixed size, where the compiler knows all strides.
+struct Leaf {
+    values: [[f64; LEAF]; LEAF],
+}
+
+impl Leaf {
+    fn new(lower: ArrayView2<'_, f64>, transposed: bool) -> Self {
+        let mut values = [[0.0; LEAF]; LEAF];
+        for ((i, j), &value) in lower.indexed_iter() {
+            match transposed {
+                true => values[j][i] = value,
+                false => values[i][j] = value,
+            }
+        }
+        Self { values }
+    }
+
+    fn for_rows(&self, mut rows: ArrayViewMut2<'_, f64>, work: impl Fn(&mut [f64; LEAF])) {
+        let mut copy = [0.0; LEAF];
+        for mut row in rows.rows_mut() {
+            for (copy, value) in copy.iter_mut().zip(&row) {
+                *copy = *value;
+            }
+            work(&mut copy);
+            for (value, copy) in row.iter_mut().zip(&copy) {
+                *value = *copy;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A well conditioned matrix, as tiles and whole.
+    fn matrix(size: usize, workers: &Workers) -> (SymmetricTiles, Array2<f64>) {
+        let rows = Array2::from_shape_fn((size, size + 9), |(i, j)| {
+            ((i * 7919 + j * 104_729) % 1009) as f64 / 500.0 - 1.0
+        });
+        let mut tiles = SymmetricTiles::zeros(size, "c").unwrap();
+        workers
+            .for_each(tiles.gram_tasks(rows.view()), |task| {
+                task.run();
+                Ok::<(), Error>(())
+            })
+            .unwrap();
+        (tiles, rows.dot(&rows.t()) + Array2::<f64>::eye(size) * 3.0)
+    }
+
+    #[test]
+    fn solving_gives_the_solution_for_sizes_around_leaf_and_tile() {
+        for size in [1, 2, 31, 32, 33, 63, 65, 200, 255, 256, 257, 300, 600] {
+            let workers = Workers::with_threads(2);
+            let (tiles, whole) = matrix(size, &workers);
+            let trace = whole.diag().sum() - 3.0 * size as f64;
+            assert!((tiles.trace() - trace).abs() < 1e-12 * trace);
+            let factor = tiles.factor(3.0, &workers).unwrap().unwrap();
+            let solution =
+                Array2::from_shape_fn((5, size), |(i, j)| ((i * 13 + j * 5) % 7) as f64 - 3.0);
+            let mut rows = solution.dot(&whole);
+            factor.solve(rows.view_mut());
+            let worst = (&rows - &solution)
+                .iter()
+                .fold(0.0, |worst: f64, x| worst.max(x.abs()));
+            assert!(worst < 1e-9, "size {size}: {worst}");
+        }
+    }
+
+    #[test]
+    fn bits_do_not_depend_on_the_number_of_threads() {
+        let solve = |threads| {
+            let workers = Workers::with_threads(threads);
+            let factor = matrix(520, &workers)
+                .0
+                .factor(3.0, &workers)
+                .unwrap()
+                .unwrap();
+            let mut rows = Array2::from_shape_fn((3, 520), |(i, j)| (i + j) as f64);
+            factor.solve(rows.view_mut());
+            rows
+        };
+        assert_eq!(solve(1), solve(4));
+    }
+
+    #[test]
+    fn a_singular_matrix_is_refused_and_a_ridge_helps() {
+        // Fewer outer products than rows, so that pivots vanish somewhere inside.
+        for (size, terms) in [(3, 2), (40, 20), (300, 290)] {
+            let rows = Array2::from_shape_fn((size, terms), |(i, j)| {
+                ((i * 31 + j * 17) % 23) as f64 - 11.0
+            });
+            let workers = Workers::serial();
+            let tiles = || {
+                let mut tiles = SymmetricTiles::zeros(size, "c").unwrap();
+                tiles
+                    .gram_tasks(rows.view())
+                    .into_iter()
+                    .for_each(GramTask::run);
+                tiles
+            };
+            assert!(
+                tiles().factor(0.0, &workers).unwrap().is_none(),
+                "size {size}"
+            );
+            assert!(
+                tiles().factor(1e-3, &workers).unwrap().is_some(),
+                "size {size}"
+            );
+        }
+        let zeros = SymmetricTiles::zeros(4, "c").unwrap();
+        assert!(
+            zeros
+                .factor(f64::NAN, &Workers::serial())
+                .unwrap()
+                .is_none()
+        );
+    }
+}

@@ -1,0 +1,302 @@
+//! Dot products, cosines, the best k, and what the scorer refuses.
+#![allow(
+    clippy::unwrap_used,
+    reason = "helpers of tests fail like the tests themselves"
+)]
+
+mod common;
+
+use std::fs;
+use std::sync::atomic::Ordering;
+
+use common::{
+    ONE_COMMIT, all_scores, id, numbers, relative_error, scores_with, spec, store, write,
+};
+use grass_core::parallel::Workers;
+use grass_engine::{DEFAULT_MEMORY, Error, Method, Scores, query_rows, score};
+use grass_store::{Dtype, StoreReader, StoreWriter, WriterOptions};
+use ndarray::{Array2, s};
+use proptest::prelude::*;
+
+fn top(
+    store: &StoreReader,
+    queries: &Array2<f32>,
+    method: Method,
+    k: usize,
+) -> Result<Scores, Error> {
+    let workers = Workers::with_threads(2);
+    score(
+        store,
+        queries.as_slice().unwrap(),
+        method,
+        0.4,
+        Some(k),
+        DEFAULT_MEMORY,
+        &workers,
+    )
+}
+
+#[test]
+fn dot_products_equal_the_plain_ones() {
+    let (rows, queries) = (numbers(300, 1200, 1), numbers(9, 1200, 2));
+    let (_folder, store) = store(&[700, 500], &rows);
+    let got = all_scores(&store, &queries, Method::GradDot, f64::NAN).unwrap();
+    let want = queries.mapv(f64::from).dot(&rows.mapv(f64::from).t());
+    assert!(relative_error(&got, &want) < 1e-6);
+}
+
+#[test]
+fn cosines_equal_the_plain_ones_and_zero_rows_score_zero() {
+    let (mut rows, mut queries) = (numbers(300, 1200, 1), numbers(4, 1200, 2));
+    rows.slice_mut(s![5, ..]).fill(0.0);
+    queries.slice_mut(s![2, ..]).fill(0.0);
+    let (_folder, store) = store(&[700, 500], &rows);
+    let got = all_scores(&store, &queries, Method::GradCos, 0.0).unwrap();
+    let (rows, queries) = (rows.mapv(f64::from), queries.mapv(f64::from));
+    for ((query, row), &got) in got.indexed_iter() {
+        let (left, right) = (queries.row(query), rows.row(row));
+        let want = match query == 2 || row == 5 {
+            true => 0.0,
+            false => left.dot(&right) / (left.dot(&left) * right.dot(&right)).sqrt(),
+        };
+        assert!((f64::from(got) - want).abs() < 1e-7, "{got} for {want}");
+    }
+}
+
+#[test]
+fn a_row_has_cosine_one_with_itself_however_long_it_is() {
+    for scale in [1e-18, 1.0, 1e18] {
+        let rows = numbers(10, 40, 1) * scale;
+        let (_folder, store) = store(&[40], &rows);
+        let got = all_scores(&store, &rows, Method::GradCos, 0.0).unwrap();
+        assert!(
+            got.diag().iter().all(|cosine| (cosine - 1.0).abs() < 1e-6),
+            "{got}"
+        );
+    }
+}
+
+#[test]
+fn the_best_k_are_those_of_all_scores_for_every_method() {
+    let (rows, queries) = (numbers(500, 30, 1), numbers(7, 30, 2));
+    let (_folder, store) = store(&[10, 20], &rows);
+    for method in [Method::Influence, Method::GradDot, Method::GradCos] {
+        let all = all_scores(&store, &queries, method, 0.4).unwrap();
+        let Scores::Top { ids, values } = top(&store, &queries, method, 13).unwrap() else {
+            panic!("asked for the best");
+        };
+        for (query, scores) in all.rows().into_iter().enumerate() {
+            let mut order: Vec<usize> = (0..500).collect();
+            order.sort_by(|&i, &j| scores[j].total_cmp(&scores[i]).then(id(i).cmp(&id(j))));
+            let best = &order[..13];
+            let part = query * 13..(query + 1) * 13;
+            assert!(
+                ids[part.clone()]
+                    .iter()
+                    .copied()
+                    .eq(best.iter().map(|&row| id(row)))
+            );
+            assert!(
+                values[part]
+                    .iter()
+                    .copied()
+                    .eq(best.iter().map(|&row| scores[row]))
+            );
+        }
+    }
+}
+
+#[test]
+fn equal_scores_are_ranked_by_smaller_id() {
+    let rows = Array2::from_elem((30, 2), 1.0);
+    let (_folder, store) = store(&[2], &rows);
+    let Scores::Top { ids, .. } = top(&store, &numbers(1, 2, 1), Method::GradDot, 30).unwrap()
+    else {
+        panic!("asked for the best");
+    };
+    assert!(ids.is_sorted());
+}
+
+/// Long rows, where the window moves several times, and short ones in one chunk.
+#[test]
+fn long_and_short_rows_stream_alike() {
+    for (count, width) in [(30, 1 << 20), (150_000, 3)] {
+        let (rows, queries) = (numbers(count, width, 1), numbers(2, width, 2));
+        let (_folder, store) = store(&[width], &rows);
+        let got = scores_with(&store, &queries, Method::GradDot, 0.0, DEFAULT_MEMORY, 3).unwrap();
+        let want = queries.mapv(f64::from).dot(&rows.mapv(f64::from).t());
+        assert!(relative_error(&got, &want) < 1e-6);
+        assert!(
+            query_rows(&store, &Workers::with_threads(2)).unwrap()
+                == rows.into_raw_vec_and_offset().0
+        );
+    }
+}
+
+#[test]
+fn a_damaged_chunk_is_found_with_its_rows() {
+    let (_folder, store) = store(&[65_536], &numbers(40, 65_536, 1));
+    let path = store.path().join("shard-00000.rows");
+    let mut bytes = fs::read(&path).unwrap();
+    bytes[4096 + 20 * 262_144 + 5] ^= 4;
+    fs::write(&path, bytes).unwrap();
+    let store = StoreReader::open(store.path()).unwrap();
+    let queries = numbers(1, 65_536, 2);
+    for method in [Method::Influence, Method::GradDot] {
+        let error = all_scores(&store, &queries, method, 0.4).unwrap_err();
+        let place = "shard 0 rows chunk 1 rows 16:32 (the checksum differs)";
+        assert!(error.to_string().contains(place), "{error}");
+    }
+    assert!(query_rows(&store, &Workers::serial()).is_err());
+}
+
+#[test]
+fn queries_that_do_not_fit_are_refused() {
+    let (_folder, store) = store(&[4, 6], &numbers(12, 10, 1));
+    for count in [0, 9, 11] {
+        let outcome = score(
+            &store,
+            &vec![0.0; count],
+            Method::GradDot,
+            0.0,
+            None,
+            0,
+            &Workers::serial(),
+        );
+        assert!(matches!(outcome, Err(Error::Queries { width: 10, .. })));
+    }
+    for bad in [f32::NAN, f32::INFINITY] {
+        let mut queries = numbers(3, 10, 2);
+        queries[[1, 4]] = bad;
+        let error = all_scores(&store, &queries, Method::GradDot, 0.0).unwrap_err();
+        assert!(
+            error
+                .to_string()
+                .starts_with(&format!("query 1 has {bad} in column \"layer1\"")),
+            "{error}"
+        );
+    }
+}
+
+#[test]
+fn a_damping_that_is_no_number_from_zero_on_is_refused() {
+    let (_folder, store) = store(&[4], &numbers(12, 4, 1));
+    for damping in [-0.1, f64::NAN, f64::INFINITY] {
+        let outcome = all_scores(&store, &numbers(1, 4, 2), Method::Influence, damping);
+        assert!(matches!(outcome, Err(Error::Damping { .. })));
+    }
+}
+
+#[test]
+fn a_top_k_out_of_range_is_refused() {
+    let (_folder, store) = store(&[4], &numbers(12, 4, 1));
+    for k in [0, 13] {
+        let outcome = top(&store, &numbers(1, 4, 2), Method::GradDot, k);
+        assert!(matches!(outcome, Err(Error::TopK { rows: 12, .. })));
+    }
+    assert!(top(&store, &numbers(1, 4, 2), Method::GradDot, 12).is_ok());
+}
+
+#[test]
+fn an_unknown_method_is_refused() {
+    assert!(matches!(
+        "gradsin".parse::<Method>(),
+        Err(Error::Method { .. })
+    ));
+    assert_eq!("influence".parse::<Method>().unwrap(), Method::Influence);
+}
+
+#[test]
+fn unfinished_and_empty_stores_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("store");
+    let mut writer =
+        StoreWriter::create(&path, spec(Dtype::Float32, &[2]), WriterOptions::default()).unwrap();
+    writer.append(&[1.0, 2.0], &[1]).unwrap();
+    writer.commit().unwrap();
+    let unfinished = StoreReader::open(&path).unwrap();
+    let queries = numbers(1, 2, 1);
+    assert!(matches!(
+        all_scores(&unfinished, &queries, Method::GradDot, 0.0),
+        Err(Error::Unfinished { .. })
+    ));
+    let empty = write(
+        &folder.path().join("empty"),
+        Dtype::Float32,
+        &[2],
+        &Array2::zeros((0, 2)),
+        ONE_COMMIT,
+    );
+    assert!(matches!(
+        all_scores(&empty, &queries, Method::GradDot, 0.0),
+        Err(Error::Empty { .. })
+    ));
+    assert!(matches!(
+        query_rows(&empty, &Workers::serial()),
+        Err(Error::Empty { .. })
+    ));
+}
+
+#[test]
+fn a_score_that_is_not_finite_names_the_example() {
+    let mut rows = numbers(100, 3, 1);
+    rows[[70, 1]] = f32::NAN;
+    let (_folder, with_nan) = store(&[3], &rows);
+    let (_folder, huge) = store(&[1], &Array2::from_elem((1, 1), 1e30));
+    let error = all_scores(&with_nan, &numbers(2, 3, 2), Method::GradDot, 0.0).unwrap_err();
+    assert!(
+        error
+            .to_string()
+            .starts_with(&format!("the score of id {} for query 0 is NaN", id(70))),
+        "{error}"
+    );
+    let error = all_scores(
+        &huge,
+        &Array2::from_elem((1, 1), 1e30),
+        Method::GradDot,
+        0.0,
+    )
+    .unwrap_err();
+    assert!(
+        matches!(error, Error::NonFiniteScore { query: 0, .. }),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_cancelled_call_says_so() {
+    let (_folder, store) = store(&[4], &numbers(12, 4, 1));
+    let workers = Workers::with_threads(2);
+    workers.cancel_flag().store(true, Ordering::Relaxed);
+    for method in [Method::Influence, Method::GradCos] {
+        let outcome = score(
+            &store,
+            &[0.0; 4],
+            method,
+            0.4,
+            None,
+            DEFAULT_MEMORY,
+            &workers,
+        );
+        assert!(matches!(
+            outcome,
+            Err(Error::Core(grass_core::Error::Interrupted))
+        ));
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(25))]
+
+    #[test]
+    fn a_query_scores_the_same_alone_and_among_others(n in 1usize..200, width in 1usize..1100, count in 1usize..40, seed in any::<u64>()) {
+        let (rows, queries) = (numbers(n, width, seed), numbers(count, width, seed ^ 1));
+        let (_folder, store) = store(&[width], &rows);
+        for method in [Method::GradDot, Method::GradCos] {
+            let together = scores_with(&store, &queries, method, 0.0, 0, 2).unwrap();
+            let query = seed as usize % count;
+            let alone = scores_with(&store, &queries.slice(s![query..=query, ..]).to_owned(), method, 0.0, 0, 1).unwrap();
+            prop_assert!(alone.row(0) == together.row(query));
+        }
+    }
+}

@@ -31,6 +31,7 @@ from grass_rs.errors import (
     UnsupportedLayerError,
 )
 from grass_rs.lds import lds
+from grass_rs.store import Store, StoreWriter, create_store, open_store
 from grass_rs.types import Column, Scores
 
 __version__: str = build_info()["version"]
@@ -55,19 +56,23 @@ __all__ = [
     "Scores",
     "ShapeError",
     "SpecError",
+    "Store",
     "StoreError",
     "StoreExistsError",
     "StoreLockedError",
     "StoreMismatchError",
     "StoreNotFoundError",
     "StorePermissionError",
+    "StoreWriter",
     "UnsupportedArrayError",
     "UnsupportedLayerError",
     "build_info",
     "compressor_from_bytes",
     "compressor_from_spec",
+    "create_store",
     "lds",
     "num_threads",
+    "open_store",
     "set_num_threads",
 ]
 

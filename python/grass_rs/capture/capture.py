@@ -26,9 +26,9 @@ from grass_rs.errors import GrassError, LossError, UnsupportedLayerError
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from types import TracebackType
-    from typing import Self
 
     from torch.utils.hooks import RemovableHandle
+    from typing_extensions import Self
 
 __all__ = ["Capture", "CapturedBatch", "Sink"]
 

@@ -9,7 +9,7 @@ use ndarray::{ArrayViewMut2, Axis};
 use crate::error::{Error, Result};
 
 /// Bytes of rows that are mapped at once, and a few chunks more where they are cut elsewhere.
-const WINDOW_BYTES: u64 = 64 << 20;
+const WINDOW_BYTES: u64 = 32 << 20;
 
 /// Rows decoded by one task.
 const TASK_ROWS: usize = 32;

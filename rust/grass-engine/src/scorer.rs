@@ -58,11 +58,11 @@ pub enum Scores {
     },
 }
 
-/// Most rows that one task scores.
-const ROWS_A_TASK: u64 = 64;
+/// Bytes of rows that one task scores, as far as the next constant allows.
+const BYTES_A_TASK: u64 = 4 << 20;
 
-/// Bytes of rows that one task works through; rows longer than this are scored one by one.
-const BYTES_A_TASK: u64 = 16 << 20;
+/// Fewest and most rows of one task: each task reads all queries once, so a few rows share that.
+const ROWS_A_TASK: (u64, u64) = (8, 64);
 
 /// Bytes of scores that wait to be ranked when only the best are kept.
 const UNRANKED_BYTES: u64 = 64 << 20;
@@ -211,7 +211,8 @@ impl Scorer<'_> {
 
     /// Rows of one task: from the length of a row alone.
     fn task_rows(&self) -> u64 {
-        (BYTES_A_TASK / self.store.layout().row_bytes() as u64).clamp(1, ROWS_A_TASK)
+        let fitting = BYTES_A_TASK / self.store.layout().row_bytes() as u64;
+        fitting.clamp(ROWS_A_TASK.0, ROWS_A_TASK.1)
     }
 
     /// Ranges of rows whose tasks run together, of about `most` rows at most.

@@ -1,0 +1,1 @@
+"""The command line, `grass-rs` or `python -m grass_rs`."""

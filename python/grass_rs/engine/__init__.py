@@ -1,0 +1,6 @@
+"""The streaming engine: model -> capture -> compress -> store -> score."""
+
+from grass_rs.engine.attributor import Attributor
+from grass_rs.engine.plan import Plan
+
+__all__ = ["Attributor", "Plan"]

@@ -1,0 +1,291 @@
+"""The attributor: caches compressed gradients of training examples and scores queries against them."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from grass_rs.capture import Capture, Factors, count_examples, find_blocks, resolve_loss
+from grass_rs.compress import RowCompressor
+from grass_rs.engine.examples import Examples
+from grass_rs.errors import NonFiniteError, SpecError, unknown_name
+from grass_rs.store import check_same_columns, check_same_fingerprints, create_store, open_store
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+    from os import PathLike
+
+    from numpy.typing import NDArray
+
+    from grass_rs.capture import Block, Loss
+    from grass_rs.engine.plan import Plan
+    from grass_rs.store import Store, StoreWriter
+    from grass_rs.types import Scores
+
+_GRADIENT_BYTES = 64 * 2**20
+"""Most bytes of whole gradients of a linear layer held at a time, beyond the first example's."""
+_NONFINITE = ("raise", "skip")
+
+
+class Attributor:
+    """Caches the compressed gradients of training examples, and scores them for queries.
+
+    Parameters
+    ----------
+    model
+        A trained PyTorch model. It is left exactly as it was found.
+    loss
+        (model, batch) -> per-example losses (n,), or one of "cross_entropy", "mse" (summed over
+        outputs), "binary_cross_entropy", "causal_lm" (summed over tokens), which take batches
+        (inputs, targets). The loss of an example must not depend on the rest of its batch.
+    plan
+        What is captured and how it is compressed.
+
+    Raises
+    ------
+    SpecError
+        If the loss is unknown, or the plan was made for another model.
+
+    """
+
+    def __init__(self, model: torch.nn.Module, loss: str | Loss, plan: Plan) -> None:
+        self._loss = resolve_loss(loss)
+        found = {block.name: block for block in find_blocks(model)}
+        for block in plan.blocks:
+            if found.get(block.name) != block:
+                raise SpecError(
+                    f"Attributor: the plan's block {block.name!r} has parameters {block.parameters}, the "
+                    f"model has {found.get(block.name)}: make the plan with Plan.for_model of this model"
+                )
+        self._model = model
+        self._plan = plan
+        self._columns = {column.name: column for column in plan.columns}
+
+    def cache(
+        self,
+        loader: Iterable[Any],
+        path: str | PathLike[str],
+        dtype: str = "float32",
+        *,
+        ids: Callable[[Any], Any] | None = None,
+        resume: bool = True,
+        progress: bool = True,
+        on_nonfinite: str = "raise",
+        commit_bytes: int = 64 * 2**20,
+        commit_seconds: float = 30.0,
+    ) -> Store:
+        """Write the compressed gradient of every training example to a store.
+
+        An interrupted call, by `kill -9` too, is finished by the same call again: committed
+        examples are skipped, and the store is equal byte for byte to an uninterrupted one. A store
+        that is finished already is checked against the loader's ids and returned.
+
+        Parameters
+        ----------
+        loader
+            Batches whose tensors have the examples on the first axis, in the same order each time.
+        path
+            Folder of the store.
+        dtype
+            Type of the stored numbers: "float32", "float16", "bfloat16" or "int8".
+        ids
+            batch -> (n,) whole numbers from 0, no two alike in the loader; None numbers the
+            examples in the loader's order.
+        resume
+            Whether to go on with a store that is there; False refuses it.
+        progress
+            Whether to show a progress bar.
+        on_nonfinite
+            What to do about an example whose loss or gradient has a NaN or an infinity: "raise", or
+            "skip" it and list its id in the store's `skipped_ids`.
+        commit_bytes, commit_seconds
+            Rows are made safe against a crash when this many bytes, or seconds, have gathered.
+
+        Raises
+        ------
+        DataError
+            If the loader yields nothing, repeats an id, or yields other examples than the store holds.
+        NonFiniteError
+            If a gradient is not finite; what was cached before stays.
+        LossError, UnsupportedLayerError
+            If per-example gradients cannot be captured rightly.
+        StoreMismatchError
+            If the store there was made with another plan, seed, dtype or model.
+        StoreError
+            If the store cannot be written; what was committed stays.
+
+        """
+        if on_nonfinite not in _NONFINITE:
+            raise SpecError(unknown_name("on_nonfinite", on_nonfinite, _NONFINITE))
+        examples = Examples(loader, ids, progress=progress, description="cache")
+        writer = create_store(
+            path,
+            self._plan.columns,
+            dtype,
+            fingerprints=self._fingerprints(),
+            resume=resume,
+            commit_bytes=commit_bytes,
+            commit_seconds=commit_seconds,
+        )
+        with writer:
+            begun = open_store(path)
+            if begun.complete:
+                examples.check_all_stored(begun.ids, begun.skipped_ids)
+                return begun
+            return self._finish(writer, examples, on_nonfinite)
+
+    def score(
+        self,
+        query_loader: Iterable[Any],
+        store: Store,
+        method: str = "influence",
+        damping: float = 0.4,
+        *,
+        top_k: int | None = None,
+        progress: bool = True,
+    ) -> Scores:
+        """Score every training example of a store for every query.
+
+        Parameters
+        ----------
+        query_loader
+            Batches of queries, like the loader of `cache`.
+        store
+            What `cache` returned, made with this plan and model.
+        method
+            "influence": g_query^T (F + lambda I)^-1 g_train, with the empirical Fisher
+            F = (1/n) sum g g^T of each layer; "graddot": g_query^T g_train; "gradcos": the cosine of
+            whole rows.
+        damping
+            Ridge lambda of a layer in units of tr(F) / n.
+        top_k
+            Keep only the best k training examples of each query.
+        progress
+            Whether to show a progress bar.
+
+        Returns
+        -------
+        Scores
+            Values (n_query, n_train) float32; positive = training on it lowers the query's loss.
+
+        Raises
+        ------
+        DataError
+            If the loader yields nothing.
+        NonFiniteError
+            If a query's gradient is not finite.
+        StoreMismatchError
+            If the store was made with another plan, seed or model.
+        StoreError
+            If the store is unfinished, empty or damaged.
+
+        """
+        check_same_columns(store.path, store.columns, self._plan.columns)
+        check_same_fingerprints(store.path, store.fingerprints, self._fingerprints())
+        return store.score(self.compress(query_loader, progress=progress), method, damping, top_k)
+
+    def compress(self, loader: Iterable[Any], *, progress: bool = True) -> NDArray[np.float32]:
+        """Return the compressed gradients of all examples of a loader, in its order.
+
+        Returns
+        -------
+        numpy.ndarray
+            (n, plan.width) float32.
+
+        Raises
+        ------
+        DataError
+            If the loader yields nothing.
+        NonFiniteError
+            If a gradient is not finite.
+
+        """
+        parts = []
+        with self._capture() as capture:
+            for batch, batch_ids in Examples(
+                loader, None, progress=progress, description="queries"
+            ):
+                rows, finite = self._compress(capture, batch)
+                _refuse_nonfinite(finite, batch_ids)
+                parts.append(rows)
+        return np.concatenate(parts)
+
+    def _finish(self, writer: StoreWriter, examples: Examples, on_nonfinite: str) -> Store:
+        """Capture what the store lacks of the examples, in order, and finish it."""
+        committed = writer.committed_ids
+        skipped: list[int] = []
+        with self._capture() as capture:
+            for batch, ids in examples:
+                missing = ~np.isin(ids, committed)
+                if not missing.any():
+                    continue
+                # A whole batch again, so that its rows have the bits they would have had.
+                rows, finite = self._compress(capture, batch)
+                if on_nonfinite == "raise":
+                    _refuse_nonfinite(finite, ids)
+                skipped.extend(ids[~finite].tolist())
+                kept = missing & finite
+                writer.append(rows[kept], ids[kept])
+        examples.check_contains(committed)
+        return writer.finish(skipped)
+
+    def _capture(self) -> Capture:
+        return Capture(self._model, self._loss, self._plan.blocks)
+
+    def _compress(
+        self, capture: Capture, batch: Any
+    ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        rows = np.zeros((count_examples(batch), self._plan.width), dtype=np.float32)
+
+        def add(block: Block, examples: slice, gradient: Factors | Tensor) -> None:
+            column = self._columns[block.name]
+            target = rows[examples, column.offset : column.offset + column.width]
+            compressor = self._plan[block.name]
+            if isinstance(compressor, RowCompressor):
+                for part, whole in _whole_gradients(gradient):
+                    target[part] += compressor(whole).numpy()
+            elif isinstance(gradient, Factors):
+                target += compressor(gradient.inputs, gradient.grad_outputs).numpy()
+
+        captured = capture.run(batch, add)
+        return rows, captured.finite.cpu().numpy()
+
+    def _fingerprints(self) -> dict[str, str]:
+        return {"plan": self._plan.fingerprint, "model": fingerprint_of(self._model)}
+
+
+def fingerprint_of(model: torch.nn.Module) -> str:
+    """Return the SHA-256 of a model's parameters and buffers: names, dtypes, shapes and bytes."""
+    digest = hashlib.sha256()
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        values = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+        digest.update(values.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _whole_gradients(gradient: Factors | Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """Yield gradients (m, p) and which examples they are of, those of factors in bounded chunks."""
+    if isinstance(gradient, Tensor):
+        yield slice(None), gradient
+        return
+    inputs, grad_outputs = gradient.inputs, gradient.grad_outputs
+    if inputs.dtype in {torch.float16, torch.bfloat16}:
+        inputs, grad_outputs = inputs.float(), grad_outputs.float()
+    n, d_in, d_out = len(inputs), inputs.shape[2], grad_outputs.shape[2]
+    step = max(1, _GRADIENT_BYTES // (d_in * d_out * inputs.element_size()))
+    for start in range(0, n, step):
+        part = slice(start, min(n, start + step))
+        yield part, (grad_outputs[part].transpose(1, 2) @ inputs[part]).flatten(1)
+
+
+def _refuse_nonfinite(finite: NDArray[np.bool_], ids: NDArray[np.uint64]) -> None:
+    if not finite.all():
+        raise NonFiniteError(
+            f"expected finite losses and gradients, got a NaN or an infinity for example {ids[~finite][0]} "
+            f"({int((~finite).sum())} in its batch): mend the example or model, or cache with on_nonfinite='skip'"
+        )

@@ -1,0 +1,201 @@
+"""Plans: which layers are captured, and the compressor of each."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from typing import TYPE_CHECKING
+
+from grass_rs import _native
+from grass_rs.capture import Block, LinearShape, find_blocks
+from grass_rs.compress import (
+    SJLT,
+    FactGraSS,
+    FactorCompressor,
+    Gaussian,
+    GraSS,
+    LoGra,
+    Mask,
+    RandomMask,
+    RowCompressor,
+)
+from grass_rs.errors import SpecError, unknown_name
+from grass_rs.types import Column
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from torch import nn
+
+_ROW_METHODS: dict[str, Callable[[int, int, int], RowCompressor]] = {
+    "grass": lambda p, dim, seed: GraSS(p, dim, seed=seed),
+    "sjlt": lambda p, dim, seed: SJLT(p, dim, seed=seed),
+    "mask": lambda p, dim, seed: RandomMask(p, dim, seed=seed),
+    "gaussian": lambda p, dim, seed: Gaussian(p, dim, seed=seed),
+}
+
+
+def _factgrass(shape: LinearShape, dim: int, seed: int) -> FactorCompressor:
+    return FactGraSS(shape.in_features, shape.out_features, dim, seed=seed)
+
+
+def _logra(shape: LinearShape, dim: int, seed: int) -> FactorCompressor:
+    rank_out = min(math.isqrt(dim), shape.out_features)
+    rank_in = min(dim // rank_out, shape.in_features)
+    return LoGra(shape.in_features, shape.out_features, rank_in, rank_out, seed=seed)
+
+
+_FACTOR_METHODS: dict[str, Callable[[LinearShape, int, int], FactorCompressor]] = {
+    "factgrass": _factgrass,
+    "logra": _logra,
+}
+
+
+class Plan:
+    """Which layers of a model are captured, and the compressor of each.
+
+    Parameters
+    ----------
+    compressors
+        The compressor of each block, in the order of a row's columns.
+
+    Raises
+    ------
+    SpecError
+        If there is no block, or a compressor does not take the gradient of its block.
+
+    """
+
+    def __init__(self, compressors: Mapping[Block, RowCompressor | FactorCompressor]) -> None:
+        if not compressors:
+            raise SpecError("Plan expects at least one block, got none: see Plan.for_model")
+        for block, compressor in compressors.items():
+            _check_fit(block, compressor)
+        self._compressors = {block.name: value for block, value in compressors.items()}
+        self.blocks: tuple[Block, ...] = tuple(compressors)
+        """The blocks, in the order of a row's columns."""
+
+    @classmethod
+    def for_model(
+        cls,
+        model: nn.Module,
+        method: str = "factgrass",
+        dim: int = 512,
+        *,
+        layers: Sequence[str] | None = None,
+        seed: int = 0,
+    ) -> Plan:
+        """Compress every block of a model to `dim` coordinates.
+
+        A linear layer is one block, its bias a last input column of ones; any other module with
+        parameters of its own is one block. Blocks of at most `dim` parameters are kept whole. The
+        seed of a block is derived from `seed` and its name alone.
+
+        Parameters
+        ----------
+        model
+            The model.
+        method
+            "factgrass" or "logra", which take linear layers by their factors and any other block by
+            "grass"; or "grass", "sjlt", "mask" or "gaussian" for all blocks. "logra" projects
+            output gradients to isqrt(dim) directions and inputs to dim // isqrt(dim), at most
+            the widths.
+        dim
+            Coordinates a block, k.
+        layers
+            Names of blocks or shell patterns to capture; None captures all.
+        seed
+            Unsigned 64-bit seed.
+
+        Raises
+        ------
+        SpecError
+            If the method is unknown, `dim` or `seed` is out of range, or a name fits no block.
+        UnsupportedLayerError
+            If a chosen block cannot be captured.
+
+        """
+        methods = _ROW_METHODS.keys() | _FACTOR_METHODS.keys()
+        if method not in methods:
+            raise SpecError(unknown_name("method", method, methods))
+        for name, value, least, most in (("dim", dim, 1, 2**62), ("seed", seed, 0, 2**64 - 1)):
+            if not isinstance(value, int) or not least <= value <= most:
+                raise SpecError(
+                    f"Plan: {name} must be a whole number from {least} to {most}, got {value!r}"
+                )
+        return cls(
+            {
+                block: _choose(block, method, dim, _native.derive(seed, block.name))
+                for block in find_blocks(model, layers)
+            }
+        )
+
+    def __getitem__(self, layer: str) -> RowCompressor | FactorCompressor:
+        """Return the compressor of a block.
+
+        Raises
+        ------
+        SpecError
+            If there is no block of this name.
+
+        """
+        if layer not in self._compressors:
+            raise SpecError(unknown_name("layer", layer, self._compressors))
+        return self._compressors[layer]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._compressors)
+
+    def __len__(self) -> int:
+        return len(self._compressors)
+
+    @property
+    def columns(self) -> tuple[Column, ...]:
+        """The blocks side by side, as they lie in a row."""
+        columns, offset = [], 0
+        for name, compressor in self._compressors.items():
+            columns.append(Column(name, offset, compressor.output_dim, compressor.spec))
+            offset += compressor.output_dim
+        return tuple(columns)
+
+    @property
+    def width(self) -> int:
+        """Coordinates a row."""
+        return sum(compressor.output_dim for compressor in self._compressors.values())
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the blocks' names, parameters and specs, in hexadecimal."""
+        content = [[block.name, block.parameters, self[block.name].spec] for block in self.blocks]
+        text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode("ascii")).hexdigest()
+
+    def __repr__(self) -> str:
+        lines = [f"  {name or '(model)'}: {self[name]!r}" for name in self]
+        return "\n".join([f"Plan of {len(self)} blocks, {self.width} coordinates a row", *lines])
+
+
+def _choose(block: Block, method: str, dim: int, seed: int) -> RowCompressor | FactorCompressor:
+    if block.size <= dim:
+        return Mask(range(block.size), block.size)
+    if block.factors is not None and method in _FACTOR_METHODS:
+        return _FACTOR_METHODS[method](block.factors, dim, seed)
+    return _ROW_METHODS.get(method, _ROW_METHODS["grass"])(block.size, dim, seed)
+
+
+def _check_fit(block: Block, compressor: RowCompressor | FactorCompressor) -> None:
+    shape = block.factors
+    expected = f"a compressor of {block.size} coordinates"
+    fits = compressor.input_dim == block.size
+    if isinstance(compressor, FactorCompressor):
+        if shape is None:
+            expected, fits = "a compressor of whole gradients, as it is no linear layer", False
+        else:
+            expected = (
+                f"a compressor of {shape.in_features} inputs and {shape.out_features} outputs"
+            )
+            features = (compressor.in_features, compressor.out_features)
+            fits = features == (shape.in_features, shape.out_features)
+    if not fits:
+        raise SpecError(f"Plan: block {block.name!r} expects {expected}, got {compressor!r}")

@@ -1,0 +1,246 @@
+"""The command line: output, exit codes and one-line errors of every subcommand."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+import grass_rs as grass
+from grass_rs.cli import main as command_line
+from grass_rs.cli.main import main
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+RNG = np.random.default_rng(9)
+TRAIN = RNG.standard_normal((30, 12)).astype(np.float32)
+QUERIES = RNG.standard_normal((4, 12)).astype(np.float32)
+TRAIN_IDS = np.arange(100, 130)
+QUERY_IDS = np.arange(7, 11)
+
+
+def make_store(path: Path, rows: np.ndarray, ids: np.ndarray) -> Path:
+    sketch, mask = grass.SJLT(40, 8, seed=1), grass.RandomMask(20, 4, seed=2)
+    columns = [
+        grass.Column("hidden", 0, 8, sketch.spec),
+        grass.Column("", 8, 4, mask.spec),
+    ]
+    with grass.create_store(path, columns, fingerprints={"plan": "p" * 64}) as writer:
+        writer.append(rows, ids)
+        writer.finish()
+    return path
+
+
+@pytest.fixture
+def train(tmp_path: Path) -> Path:
+    return make_store(tmp_path / "train.grass", TRAIN, TRAIN_IDS)
+
+
+@pytest.fixture
+def queries(tmp_path: Path) -> Path:
+    return make_store(tmp_path / "queries.grass", QUERIES, QUERY_IDS)
+
+
+def run(*arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
+    """Run the installed command in a process of its own."""
+    command = [sys.executable, "-m", "grass_rs", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, **options)
+
+
+def test_help_explains_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in ([], ["demo"], ["inspect"], ["verify"], ["score"]):
+        with pytest.raises(SystemExit) as exited:
+            main([*arguments, "--help"])
+        assert exited.value.code == 0
+        out = capsys.readouterr().out
+        assert (f"example: grass-rs {arguments[0]}" if arguments else "Exit codes: 0") in out
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["unknown"],
+        ["inspect"],
+        ["score", "only-one"],
+        ["score", "a", "b", "--method", "cosine"],
+        ["score", "a", "b", "--top", "0"],
+        ["demo", "--seed", "-1"],
+        ["demo", "--seed", str(2**64)],
+        ["demo", "--seed", "one"],
+    ],
+)
+def test_wrong_usage_is_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exited:
+        main(arguments)
+    assert exited.value.code == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "usage: grass-rs" in captured.err
+
+
+def test_inspect_json(train: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", str(train), "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    store = grass.open_store(train)
+    sizes = {file.name: file.stat().st_size for file in train.iterdir()}
+    assert facts == {
+        "path": str(train),
+        "complete": True,
+        "rows": 30,
+        "skipped": 0,
+        "dtype": "float32",
+        "width": 12,
+        "bytes": sum(sizes.values()),
+        "files": sizes,
+        "fingerprints": {"plan": "p" * 64},
+        "columns": [
+            {"name": c.name, "offset": c.offset, "width": c.width, "spec": c.spec}
+            for c in store.columns
+        ],
+    }
+
+
+def test_inspect_text(train: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", str(train)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"{train}: complete, 30 rows of 12 float32"
+    assert any(line.split()[:3] == ["hidden", "0..8", "sjlt"] for line in lines)
+    assert any(line.split()[:3] == ["(root)", "8..12", "random_mask"] for line in lines)
+    assert any("seed=1" in line for line in lines)
+
+
+def test_inspect_an_unfinished_store(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "half.grass"
+    columns = [grass.Column("layer", 0, 12, grass.SJLT(40, 12, seed=1).spec)]
+    with grass.create_store(path, columns) as writer:
+        writer.append(TRAIN[:5], TRAIN_IDS[:5])
+    assert main(["inspect", str(path)]) == 0
+    assert "unfinished, 5 rows" in capsys.readouterr().out
+
+
+def test_verify(train: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["verify", str(train)]) == 0
+    assert "30 rows" in capsys.readouterr().out
+    rows = train / "shard-00000.rows"
+    damaged = bytearray(rows.read_bytes())
+    damaged[-1] ^= 1
+    rows.write_bytes(damaged)
+    assert main(["verify", str(train)]) == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("grass-rs: ")
+    assert "shard-00000" in captured.err
+
+
+def test_score_prints_the_best(
+    train: Path, queries: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["score", str(train), str(queries), "--method", "graddot", "--top", "3"]) == 0
+    header, *lines = capsys.readouterr().out.splitlines()
+    assert header.split("\t") == ["query", "rank", "train", "score"]
+    expected = QUERIES @ TRAIN.T
+    cells = [line.split("\t") for line in lines]
+    assert len(cells) == 4 * 3
+    for position, (query, rank, number, value) in enumerate(cells):
+        row, place = divmod(position, 3)
+        best = np.argsort(-expected[row])[place]
+        assert (int(query), int(rank), int(number)) == (QUERY_IDS[row], place + 1, TRAIN_IDS[best])
+        np.testing.assert_allclose(float(value), expected[row, best], rtol=1e-5)
+
+
+def test_score_shows_ten_or_all_there_are(
+    train: Path, queries: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["score", str(train), str(queries)]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 1 + 4 * 10
+    assert main(["score", str(queries), str(train)]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 1 + 30 * 4
+
+
+@pytest.mark.parametrize("damping", [0.4, 2.0])
+def test_score_writes_a_file(
+    train: Path, queries: Path, damping: float, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "scores.npz"
+    options = ["--damping", str(damping), "--out", str(out)]
+    assert main(["score", str(train), str(queries), *options]) == 0
+    assert str(out) in capsys.readouterr().out
+    saved = grass.Scores.load(out)
+    expected = grass.open_store(train).score(grass.open_store(queries), damping=damping)
+    np.testing.assert_array_equal(saved.values, expected.values)
+    np.testing.assert_array_equal(saved.ids, TRAIN_IDS)
+    assert (saved.method, saved.damping) == ("influence", damping)
+    assert main(["score", str(train), str(queries), *options, "--top", "2"]) == 0
+    assert grass.Scores.load(out).ids.shape == (4, 2)
+
+
+@pytest.mark.parametrize("command", [["inspect"], ["verify"], ["score", "missing"]])
+def test_a_missing_store_is_one_line(command: list[str], tmp_path: Path) -> None:
+    done = run(*command, tmp_path / "nowhere.grass", cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert len(done.stderr.splitlines()) == 1
+    assert done.stderr.startswith("grass-rs: ")
+
+
+def test_an_unwritable_file_is_one_line(
+    train: Path, queries: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "no folder" / "scores.npz"
+    assert main(["score", str(train), str(queries), "--out", str(out)]) == 1
+    assert "no folder" in capsys.readouterr().err
+    assert main(["demo", "--out", str(out)]) == 1
+    assert "choose another with --out" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("absent", ["torch", "sklearn"])
+def test_demo_says_what_is_missing(absent: str, tmp_path: Path) -> None:
+    code = (
+        f"import sys; sys.modules['{absent}'] = None; from grass_rs.cli.main import main; "
+        f"sys.exit(main(['demo']))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert done.stderr == (
+        f"grass-rs: demo needs {absent}, which is not here: pip install 'grass_rs[torch,report]'\n"
+    )
+
+
+def test_a_reader_that_leaves_is_no_error(train: Path) -> None:
+    command = [sys.executable, "-m", "grass_rs", "inspect", str(train)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait() == 141
+
+
+def test_ctrl_c_is_130(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], train: Path
+) -> None:
+    def interrupted(_: object) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(command_line.stores, "verify", interrupted)
+    assert main(["verify", str(train)]) == 130
+    assert capsys.readouterr().err == "grass-rs: interrupted\n"
+
+
+def test_commands_about_stores_load_no_torch(train: Path, queries: Path) -> None:
+    code = (
+        "import sys; from grass_rs.cli.main import main\n"
+        f"main(['inspect', {str(train)!r}]); main(['score', {str(train)!r}, {str(queries)!r}])\n"
+        "assert not {'torch', 'sklearn', 'scipy'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -81,8 +81,13 @@ _LAZY = ("Attributor", "Plan")
 
 
 def __getattr__(name: str) -> object:
-    if name in _LAZY:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
         from grass_rs import engine  # noqa: PLC0415 - loads torch
-
-        return getattr(engine, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        msg = f"grass_rs.{name} needs torch, which is not here: pip install 'grass_rs[torch]'"
+        raise ModuleNotFoundError(msg, name="torch") from error
+    return getattr(engine, name)

@@ -84,7 +84,7 @@ def _add_demo(commands: Any) -> None:
         """\
 Trains a small network, stores FactGraSS-compressed gradients of all training digits, scores
 held-out digits, and judges the scores by 50 networks retrained on random halves (LDS), next to
-uncompressed gradients and random scores. Needs torch and scikit-learn; takes about half a minute.
+uncompressed gradients and random scores. Needs torch and scikit-learn; takes well under a minute.
 The same seed gives the same scores, bit for bit, on the same machine.
 
 example: grass-rs demo --seed 1 --out seed1.html --store seed1.grass""",
@@ -99,9 +99,8 @@ example: grass-rs demo --seed 1 --out seed1.html --store seed1.grass""",
     command.add_argument(
         "--store",
         type=Path,
-        default=Path("demo.grass"),
         help="store of the training digits' rows; one that the same run made is used again "
-        "(default: demo.grass)",
+        "(default: demo-seed0.grass, with the seed in its name)",
     )
 
 
@@ -175,7 +174,10 @@ example: grass-rs score train.grass queries.grass --damping 0.1 --out scores.npz
 
 def _demo(arguments: Namespace) -> str:
     """Run the demo, write its report and return its text."""
-    for option, path in (("--out", arguments.out), ("--store", arguments.store)):
+    report_path, store_path = arguments.out, arguments.store
+    if store_path is None:
+        store_path = Path(f"demo-seed{arguments.seed}.grass")
+    for option, path in (("--out", report_path), ("--store", store_path)):
         folder = path.resolve().parent
         if not os.access(folder, os.W_OK):
             msg = (
@@ -188,15 +190,16 @@ def _demo(arguments: Namespace) -> str:
         from grass_rs.cli.demo.pipeline import DemoSettings, run_demo  # noqa: PLC0415
         from grass_rs.cli.demo.present import demo_report, demo_text  # noqa: PLC0415
     except ModuleNotFoundError as error:
-        if error.name not in {"torch", "sklearn"}:
+        package = (error.name or "").partition(".")[0]
+        if package not in {"torch", "sklearn"}:
             raise
-        msg = f"demo needs {error.name}, which is not here: pip install 'grass_rs[torch,report]'"
+        msg = f"demo needs {package}, which is not here: pip install 'grass_rs[torch,report]'"
         raise GrassError(msg) from error
     from grass_rs.report import write_report  # noqa: PLC0415
 
-    result = run_demo(DemoSettings(seed=arguments.seed), arguments.store)
-    write_report(demo_report(result), arguments.out)
-    return f"{demo_text(result)}\n\nreport: {arguments.out}\nstore: {arguments.store}"
+    result = run_demo(DemoSettings(seed=arguments.seed), store_path)
+    write_report(demo_report(result), report_path)
+    return f"{demo_text(result)}\n\nreport: {report_path}\nstore: {store_path}"
 
 
 def _seed(text: str) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from grass_rs.store import open_store
@@ -46,7 +45,8 @@ def score(arguments: Namespace) -> str:
 
 
 def _facts(store: Store) -> dict[str, Any]:
-    files = [file for file in sorted(Path(store.path).iterdir()) if file.is_file()]
+    # The lock file is no part of the store.
+    files = [file for file in sorted(store.path.iterdir()) if file.name != ".lock"]
     return {
         "path": str(store.path),
         "complete": store.complete,
@@ -82,10 +82,9 @@ def _text(facts: dict[str, Any]) -> Iterator[str]:
 
 
 def _summary(spec: dict[str, Any]) -> str:
-    """Return a spec in one line: its type and its plain options; lists and masks by their name."""
-    kind, *rest = (("", spec["type"]), *((k, v) for k, v in spec.items() if k != "type"))
-    options = [f"{k}={_short(v)}" for k, v in rest]
-    return " ".join([kind[1], *options])
+    """Return a spec in one line: its type and options; a list by its length, a mask by its type."""
+    options = (f"{name}={_short(value)}" for name, value in spec.items() if name != "type")
+    return " ".join([spec["type"], *options])
 
 
 def _short(value: Any) -> str:

@@ -125,7 +125,8 @@ class Store:
             numbers = np.flatnonzero(numbers)
         elif numbers.size == 0 and numbers.ndim == 1:
             numbers = numbers.astype(np.int64)
-        if numbers.dtype.kind not in "iu" or numbers.ndim > 1:
+        # A tuple would mean an axis each in NumPy.
+        if numbers.dtype.kind not in "iu" or numbers.ndim > 1 or isinstance(index, tuple):
             raise UnsupportedArrayError(
                 f"store[...] expects a row number, a slice, or an (m,) array of row numbers, got "
                 f"{type(index).__name__} of shape {numbers.shape} and dtype {numbers.dtype}: index the result"

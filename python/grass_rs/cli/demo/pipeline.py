@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -136,8 +137,9 @@ def _attribute(
     attributor = Attributor(network, "cross_entropy", plan)
     train = TensorDataset(digits.train_inputs, digits.train_labels)
     query = TensorDataset(digits.query_inputs, digits.query_labels)
-    store = attributor.cache(DataLoader(train, _BATCH_SIZE), path)
-    return store, attributor.score(DataLoader(query, _BATCH_SIZE), store)
+    progress = sys.stderr.isatty()  # as the bars of training
+    store = attributor.cache(DataLoader(train, _BATCH_SIZE), path, progress=progress)
+    return store, attributor.score(DataLoader(query, _BATCH_SIZE), store, progress=progress)
 
 
 def _random_halves(models: int, size: int, seed: int) -> NDArray[np.bool_]:

@@ -125,7 +125,7 @@ def test_layers_are_chosen_by_name_or_pattern() -> None:
 
 def test_unknown_layers_are_refused_with_the_closest() -> None:
     model = nn.ModuleDict({"encoder": nn.Linear(2, 2), "decoder": nn.Linear(2, 2)})
-    with pytest.raises(SpecError, match=r"no block fits 'encodr': the closest is 'encoder'"):
+    with pytest.raises(SpecError, match=r"got 'encodr': did you mean 'encoder'"):
         find_blocks(model, ["encodr"])
     with pytest.raises(SpecError, match=r"no block fits 'x\*': the closest is"):
         find_blocks(model, ["encoder", "x*"])

@@ -12,6 +12,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+_LISTED = 12
+"""The most known names that a message lists."""
+
 
 class GrassError(Exception):
     """Base of every error that this library raises on purpose."""
@@ -76,6 +79,7 @@ class CorruptStoreError(StoreError, ValueError):
 def unknown_name(what: str, name: Any, known: Iterable[str]) -> str:
     """Return the message for a name that is not known, with the closest known one."""
     names = sorted(known)
+    listed = ", ".join(map(repr, names)) if len(names) <= _LISTED else f"{len(names)} names"
     close = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
     hint = f": did you mean {close[0]!r}?" if close else ""
-    return f"{what} must be one of {', '.join(map(repr, names))}, got {name!r}{hint}"
+    return f"{what} must be one of {listed}, got {name!r}{hint}"

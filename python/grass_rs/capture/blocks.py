@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING
 from torch import nn
 from torch.nn.parameter import UninitializedParameter
 
-from grass_rs.errors import SpecError, UnsupportedLayerError
+from grass_rs.errors import SpecError, UnsupportedLayerError, unknown_name
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -206,12 +205,8 @@ def _select(names: list[str], layers: Sequence[str] | None) -> list[str]:
     for pattern in layers:
         found = [name for name in names if name == pattern or fnmatchcase(name, pattern)]
         if not found:
-            close = difflib.get_close_matches(pattern, names, n=1, cutoff=0.0)
-            msg = (
-                f"layers: no block fits {pattern!r}: the closest is {close[0]!r} (a pattern such as "
-                f"'encoder.*' takes every block inside a module)"
-            )
-            raise SpecError(msg)
+            hint = "a pattern such as 'encoder.*' takes every block inside a module"
+            raise SpecError(f"{unknown_name('layers: a block', pattern, names)} ({hint})")
         chosen.update(found)
     if not chosen:
         msg = (

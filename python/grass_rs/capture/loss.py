@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from grass_rs.errors import LossError, SpecError
+from grass_rs.errors import LossError, SpecError, unknown_name
 
 __all__ = ["Loss", "evaluate", "resolve_loss"]
 
@@ -39,12 +38,7 @@ def resolve_loss(loss: str | Loss) -> Loss:
     if isinstance(loss, str):
         if loss in _PRESETS:
             return _PRESETS[loss]
-        close = difflib.get_close_matches(loss, _PRESETS, n=1, cutoff=0.0)
-        msg = (
-            f"loss expects one of {', '.join(map(repr, _PRESETS))} or a callable, got {loss!r}: did "
-            f"you mean {close[0]!r}?"
-        )
-        raise SpecError(msg)
+        raise SpecError(f"{unknown_name('loss', loss, _PRESETS)}; or pass a function")
     _check_callable(loss)
     return loss
 

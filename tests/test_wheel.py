@@ -166,9 +166,9 @@ def test_store_and_command_line(python: Path, tmp_path: Path) -> None:
 
 
 def test_torch_parts_say_what_to_install(python: Path, tmp_path: Path) -> None:
-    code = "import grass_rs; grass_rs.Attributor"
-    done = subprocess.run(
-        [str(python), "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 1
-    assert "grass_rs[torch]" in done.stderr.splitlines()[-1]
+    for arguments in (["-c", "import grass_rs; grass_rs.Attributor"], ["-m", "grass_rs", "demo"]):
+        done = subprocess.run(
+            [str(python), *arguments], cwd=tmp_path, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 1
+        assert "pip install 'grass_rs[torch" in done.stderr.splitlines()[-1]

@@ -64,15 +64,11 @@ impl SymmetricTiles {
         let mut tiles = Vec::with_capacity(place(count, 0));
         for (i, j) in (0..count).flat_map(|i| (0..=i).map(move |j| (i, j))) {
             let shape = (tile(i, size).len(), tile(j, size).len());
-            let values = zeros(
-                shape.0 * shape.1,
-                || format!("the Fisher matrix of column {column:?}, at least"),
+            tiles.push(zeros(
+                shape,
+                || format!("the Fisher matrix of column {column:?}, a tile of it,"),
                 "compress this column to fewer dimensions",
-            )?;
-            let Ok(values) = Array2::from_shape_vec(shape, values) else {
-                unreachable!("as many numbers as the shape says");
-            };
-            tiles.push(values);
+            )?);
         }
         Ok(Self { size, tiles })
     }

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use grass_core::parallel::Workers;
 use grass_store::{Chunk, StoreReader};
-use ndarray::{ArrayViewMut2, Axis};
+use ndarray::{Array2, ArrayViewMut2, Axis, s};
 
 use crate::error::{Error, Result};
 
@@ -57,13 +57,30 @@ impl<'a> RowWindow<'a> {
         Ok(())
     }
 
-    /// The stored bytes of a covered row.
-    pub(crate) fn row(&self, row: u64) -> &[u8] {
-        let index = self.chunks.partition_point(|chunk| chunk.rows().end <= row);
-        self.chunks[index].row(row)
+    /// Decodes some coordinates of covered rows from `first` on, as many rows as `out` has.
+    pub(crate) fn decode_here<T: From<f32>>(
+        &self,
+        first: u64,
+        coordinates: Range<usize>,
+        mut out: ArrayViewMut2<'_, T>,
+    ) {
+        let mut index = self
+            .chunks
+            .partition_point(|chunk| chunk.rows().end <= first);
+        for (row, mut values) in (first..).zip(out.rows_mut()) {
+            index += usize::from(row >= self.chunks[index].rows().end);
+            let Some(values) = values.as_slice_mut() else {
+                unreachable!("rows of an output lie in one piece");
+            };
+            let stored = self.chunks[index].row(row);
+            self.store
+                .layout()
+                .decode(stored, coordinates.clone(), values);
+        }
     }
 
-    /// Decodes covered rows from `first` on, each target a range of coordinates of as many rows as it has.
+    /// Decodes covered rows from `first` on, on all threads: each target takes a range of coordinates
+    /// of as many rows as it has.
     pub(crate) fn decode<T: From<f32> + Send>(
         &self,
         first: u64,
@@ -83,14 +100,7 @@ impl<'a> RowWindow<'a> {
             }
         }
         workers.for_each(tasks, |(start, coordinates, mut rows)| {
-            for (row, mut values) in (start..).zip(rows.rows_mut()) {
-                let Some(values) = values.as_slice_mut() else {
-                    unreachable!("targets are row-major");
-                };
-                self.store
-                    .layout()
-                    .decode(self.row(row), coordinates.clone(), values);
-            }
+            self.decode_here(start, coordinates, rows.view_mut());
             Ok::<(), Error>(())
         })
     }
@@ -104,23 +114,16 @@ impl<'a> RowWindow<'a> {
 pub fn query_rows(store: &StoreReader, workers: &Workers) -> Result<Vec<f32>> {
     check_scorable(store)?;
     let width = store.layout().width();
-    let length = store.rows() as usize * width;
-    let mut rows = zeros(
-        length,
-        || "the queries".to_owned(),
-        "give fewer queries at once",
-    )?;
+    let shape = (store.rows() as usize, width);
+    let what = || "the queries, read from a store,".to_owned();
+    let mut rows = zeros(shape, what, "give fewer queries at once")?;
     let mut window = RowWindow::new(store);
     for step in RowWindow::steps(store, 0..store.rows(), 1) {
         window.cover(step.clone(), workers)?;
-        let part = &mut rows[step.start as usize * width..step.end as usize * width];
-        let shape = (part.len() / width, width);
-        let Ok(part) = ArrayViewMut2::from_shape(shape, part) else {
-            unreachable!("as many numbers as the shape says");
-        };
+        let part = rows.slice_mut(s![step.start as usize..step.end as usize, ..]);
         window.decode(step.start, vec![(0..width, part)], workers)?;
     }
-    Ok(rows)
+    Ok(rows.into_raw_vec_and_offset().0)
 }
 
 /// Refuses a store that has no rows or not yet all of them.
@@ -133,13 +136,14 @@ pub(crate) fn check_scorable(store: &StoreReader) -> Result<()> {
     }
 }
 
-/// Zeros, or an error where the memory for them cannot be had.
+/// A matrix of zeros, or an error where the memory for it cannot be had.
 pub(crate) fn zeros<T: Clone + Default>(
-    length: usize,
+    shape: (usize, usize),
     what: impl Fn() -> String,
     hint: &'static str,
-) -> Result<Vec<T>> {
+) -> Result<Array2<T>> {
     let mut values = Vec::new();
+    let length = shape.0.saturating_mul(shape.1);
     values
         .try_reserve_exact(length)
         .map_err(|_| Error::Memory {
@@ -148,5 +152,8 @@ pub(crate) fn zeros<T: Clone + Default>(
             hint,
         })?;
     values.resize(length, T::default());
-    Ok(values)
+    match Array2::from_shape_vec(shape, values) {
+        Ok(matrix) => Ok(matrix),
+        Err(_) => unreachable!("as many numbers as the shape says"),
+    }
 }

@@ -58,15 +58,11 @@ fn read(task: &Task<'_>, coordinates: &[Range<usize>]) -> Result<Vec<Array2<f64>
     let mut held = Vec::new();
     for coordinates in coordinates {
         let shape = (task.rows, coordinates.len());
-        let values = zeros(
-            shape.0 * shape.1,
-            || format!("a block of {} by {} numbers", shape.0, shape.1),
+        held.push(zeros(
+            shape,
+            || format!("a block of {} rows by {} coordinates", shape.0, shape.1),
             "compress this column to fewer dimensions",
-        )?;
-        let Ok(values) = Array2::from_shape_vec(shape, values) else {
-            unreachable!("as many numbers as the shape says");
-        };
-        held.push(values);
+        )?);
     }
     let mut window = RowWindow::new(task.store);
     for step in RowWindow::steps(task.store, 0..task.rows as u64, 1) {

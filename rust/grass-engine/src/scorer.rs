@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use grass_core::parallel::Workers;
 use grass_store::StoreReader;
-use ndarray::{Array2, ArrayView2, s};
+use ndarray::{Array2, ArrayView2, ArrayViewMut1, s};
 
 use crate::chunks::{RowWindow, check_scorable, zeros};
 use crate::error::{Error, Result};
@@ -174,16 +174,20 @@ impl Scorer<'_> {
     fn all(&self) -> Result<Vec<f32>> {
         let (count, rows) = (self.queries.nrows(), self.ids.len());
         let mut values = zeros(
-            count.saturating_mul(rows),
+            (count, rows),
             || format!("all scores of {count} queries and {rows} rows"),
             "keep only the best with top_k, or give fewer queries at once",
         )?;
         let mut window = RowWindow::new(self.store);
-        let mut slots: Vec<Slots<'_>> = values.chunks_exact_mut(rows).collect();
+        let mut slots: Vec<Slots<'_>> = values
+            .rows_mut()
+            .into_iter()
+            .filter_map(ArrayViewMut1::into_slice)
+            .collect();
         for step in self.steps(u64::MAX) {
             self.score_rows(&mut window, step, &mut slots)?;
         }
-        Ok(values)
+        Ok(values.into_raw_vec_and_offset().0)
     }
 
     /// The `k` best rows of each query.
@@ -268,12 +272,7 @@ impl Scorer<'_> {
         for start in (0..layout.width()).step_by(DEPTH) {
             let coordinates = start..layout.width().min(start + DEPTH);
             let mut part = decoded.slice_mut(s![.., ..coordinates.len()]);
-            for (row, mut values) in rows.clone().zip(part.rows_mut()) {
-                let Some(values) = values.as_slice_mut() else {
-                    unreachable!("the buffer is row-major");
-                };
-                layout.decode(window.row(row), coordinates.clone(), values);
-            }
+            window.decode_here(rows.start, coordinates.clone(), part.view_mut());
             if self.norms.is_some() {
                 for (square, values) in squares.iter_mut().zip(part.rows()) {
                     *square += values.dot(&values);

@@ -1,5 +1,6 @@
 //! Reading a store: any number of readers, also while it is being written.
 
+use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
@@ -249,7 +250,15 @@ impl StoreReader {
                 rows: self.rows(),
             });
         }
-        let mut values = vec![0f32; rows.len() * width];
+        let mut values = Vec::new();
+        let length = rows.len().saturating_mul(width);
+        values.try_reserve_exact(length).map_err(|_| Error::Io {
+            action: "take memory for rows of",
+            path: self.path.clone(),
+            source: io::ErrorKind::OutOfMemory.into(),
+            hint: "read fewer rows at once",
+        })?;
+        values.resize(length, 0f32);
         let mut mapped: Option<Chunk> = None;
         for (&row, out) in rows.iter().zip(values.chunks_exact_mut(width)) {
             let chunk = match mapped.take() {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from dataclasses import replace
+from textwrap import fill
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -59,8 +60,8 @@ def demo_bars(result: DemoResult) -> list[Bar]:
 
 
 def demo_text(result: DemoResult) -> str:
-    """Return the lines that the demo prints."""
-    lines = [_summary(result), ""]
+    """Return what the demo prints."""
+    lines = [_wrapped(_summary(result)), ""]
     for query in demo_queries(result):
         example = query.example
         lines += [
@@ -70,7 +71,7 @@ def demo_text(result: DemoResult) -> str:
         ]
     lines += ["", f"LDS, mean +- standard error over {len(result.query_losses)} held-out digits"]
     lines += [f"  {bar.name:<12}  {bar.mean:6.3f} +- {bar.error:.3f}" for bar in demo_bars(result)]
-    lines += [_kept(result), "", *_reading(result)]
+    lines += [_kept(result), "", *map(_wrapped, _reading(result))]
     return "\n".join(lines)
 
 
@@ -103,6 +104,10 @@ def _summary(result: DemoResult) -> str:
         f"holds {len(store):,} rows of {store.width:,} numbers: "
         f"1/{result.parameters / store.width:.1f} of the gradients' size."
     )
+
+
+def _wrapped(paragraph: str) -> str:
+    return fill(paragraph, width=100, break_on_hyphens=False)
 
 
 def _listed(matches: Sequence[Match]) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING
 
@@ -16,6 +18,7 @@ from grass_rs.cli.demo.present import demo_bars, demo_queries, demo_report, demo
 from grass_rs.cli.demo.training import Recipe, train_together
 from grass_rs.errors import DataError
 from grass_rs.report import render_report
+from grass_rs.store import open_store
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -190,3 +193,19 @@ def test_full_demo_keeps_its_promise(full: DemoResult) -> None:
     assert bars["uncompressed"].mean > 0.45
     assert abs(bars["random"].mean) < 4 * bars["random"].error
     assert full.train_accuracy > 0.98
+
+
+def test_command_writes_report_and_store(full: DemoResult, tmp_path: Path) -> None:
+    """The command, in a process of its own, finds the very same."""
+    done = subprocess.run(
+        [sys.executable, "-m", "grass_rs", "demo"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(demo_text(full))
+    page = (tmp_path / "demo_report.html").read_text(encoding="utf-8")
+    assert page == render_report(demo_report(full))
+    np.testing.assert_array_equal(open_store(tmp_path / "demo-seed0.grass")[:], full.store[:])

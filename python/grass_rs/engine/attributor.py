@@ -247,9 +247,10 @@ class Attributor:
             compressor = self._plan[block.name]
             if isinstance(compressor, RowCompressor):
                 for part, whole in _whole_gradients(gradient):
-                    target[part] += compressor(whole).numpy()
+                    target[part] += compressor(whole.cpu()).numpy()
             elif isinstance(gradient, Factors):
-                target += compressor(gradient.inputs, gradient.grad_outputs).numpy()
+                inputs, grad_outputs = gradient.inputs.cpu(), gradient.grad_outputs.cpu()
+                target += compressor(inputs, grad_outputs).numpy()
 
         captured = capture.run(batch, add)
         return rows, captured.finite.cpu().numpy()

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import sys
 import tempfile
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 from grass_rs.cli.demo.digits import Digits, split_digits
@@ -17,6 +19,8 @@ from grass_rs.engine import Attributor, Plan
 from grass_rs.lds import lds
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from numpy.typing import NDArray
     from torch import Tensor, nn
 
@@ -70,6 +74,18 @@ class DemoResult:
     """Measured over predicted change of the held-out losses, over all retrained networks."""
 
 
+@contextmanager
+def _one_torch_thread() -> Iterator[None]:
+    """Give torch one thread: more bring nothing to networks this small, and would change the bits."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@_one_torch_thread()
 def run_demo(settings: DemoSettings, store_path: Path) -> DemoResult:
     """Explain held-out digits by training digits, and judge it by retraining.
 

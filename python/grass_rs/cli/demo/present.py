@@ -153,7 +153,6 @@ def _settings(result: DemoResult) -> list[Setting]:
         Setting("learning rate", f"{recipe.learning_rate}, cosine to 0", "of SGD"),
         Setting("momentum", str(recipe.momentum), "share of the last step that is kept"),
         Setting("weight decay", str(recipe.weight_decay), "pull of every parameter to zero"),
-        Setting("torch threads", str(torch.get_num_threads()), "the bits of training depend on it"),
         Setting(
             "versions",
             f"grass_rs {build_info()['version']}, torch {torch.__version__}, "

@@ -1,0 +1,92 @@
+# One command for each thing a person does here; `make help` lists them.
+# Everything runs on an installed wheel, rebuilt only when its sources changed.
+
+PYTHON ?= python3
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo test lint bench wheel clean
+
+# Which environment. PYTHON is looked at: in an environment (venv or conda) that can import torch,
+# that one is used as it is. Otherwise .venv is made, and where PYTHON can import torch outside of any
+# environment, .venv sees that torch instead of a second copy.
+LOOK := import importlib.util as u, os, sys; \
+  inside = sys.prefix != sys.base_prefix or os.path.isdir(sys.prefix + '/conda-meta'); \
+  print('nothing' if u.find_spec('torch') is None else sys.prefix if inside else 'torch')
+FOUND := $(shell $(PYTHON) -c "$(LOOK)" 2>/dev/null)
+ifeq ($(filter-out nothing torch,$(FOUND)),)
+  ENV := .venv
+  PY := .venv/bin/python
+else
+  ENV := $(FOUND)
+  PY := $(PYTHON)
+endif
+STAMP := $(ENV)/.grass_rs
+PIP := $(PY) -m pip --disable-pip-version-check
+SOURCES := Cargo.toml Cargo.lock pyproject.toml README.md LICENSE \
+  $(shell find rust benches/Cargo.toml python -type f \( -name '*.rs' -o -name '*.toml' -o -name '*.py' -o -name '*.pyi' -o -name 'py.typed' \))
+
+help:
+	@echo "make demo    explain handwritten digits; writes demo_report.html (ARGS='--seed 1' passes options)"
+	@echo "make test    all tests, Rust and Python"
+	@echo "make lint    rustfmt, clippy, ruff, mypy, stubtest, import order"
+	@echo "make bench   benchmarks"
+	@echo "make wheel   the wheel, in dist/"
+	@echo "make clean   removes everything that these commands made"
+	@echo
+	@echo "Python packages go to: $(ENV)"
+
+demo: $(STAMP)/installed
+	$(PY) -m grass_rs demo $(ARGS)
+
+test: $(STAMP)/test
+	cargo test --locked
+	GRASS_WHEEL="$$(echo "$(CURDIR)"/dist/*.whl)" $(PY) -m pytest
+
+lint: $(STAMP)/lint $(STAMP)/test
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets --locked -- -D warnings
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+	$(PY) -m mypy.stubtest grass_rs._native
+	$(PY) -m pytest -q tests/test_import_order.py
+
+bench: $(STAMP)/installed
+	cargo bench --locked -p grass-benches
+
+wheel: dist/.built
+	@ls dist/*.whl
+
+clean:
+	rm -rf .venv dist target demo-seed*.grass demo_report.html .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(STAMP)
+
+# pip fetches maturin for this build only.
+dist/.built: $(SOURCES) | $(STAMP)/python
+	@echo "Building the wheel; the first time takes some minutes."
+	rm -rf dist
+	$(PIP) wheel --quiet --no-deps --wheel-dir dist .
+	touch $@
+
+$(STAMP)/installed: dist/.built
+	$(PIP) install "$$(echo dist/*.whl)[torch,report]"
+	$(PIP) install --quiet --force-reinstall --no-deps dist/*.whl
+	touch $@
+
+# The dependency groups of pyproject.toml.
+$(STAMP)/test $(STAMP)/lint: $(STAMP)/%: $(STAMP)/installed pyproject.toml
+	$(PIP) install --quiet --group $*
+	touch $@
+
+# pip 25.1 is the first that knows dependency groups.
+$(STAMP)/python:
+	@command -v cargo >/dev/null || { echo "This needs Rust: no cargo on the PATH"; exit 1; }
+	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 10))" || { echo "This needs Python 3.10 or later, for example: make PYTHON=python3.12"; exit 1; }
+	@[ -n "$(filter-out nothing,$(FOUND))" ] || echo "This downloads about 3.1 GB of Python packages (PyTorch with its CUDA libraries) into .venv."
+	@echo "This fetches about 20 MB of Rust crates, where cargo has not got them yet, and compiles them."
+	@[ "$(ENV)" != .venv ] || $(PYTHON) -m venv $(if $(filter torch,$(FOUND)),--system-site-packages) .venv
+	$(PIP) install --quiet "pip>=25.1"
+	mkdir -p $(STAMP)
+	touch $@

@@ -216,11 +216,11 @@ class Attributor:
 
     def _finish(self, writer: StoreWriter, examples: Examples, on_nonfinite: str) -> Store:
         """Capture what the store lacks of the examples, in order, and finish it."""
-        committed = writer.committed_ids
+        committed = set(writer.committed_ids.tolist())
         skipped: list[int] = []
         with self._capture() as capture:
             for batch, ids in examples:
-                missing = ~np.isin(ids, committed)
+                missing = np.array([example not in committed for example in ids.tolist()])
                 if not missing.any():
                     continue
                 # A whole batch again, so that its rows have the bits they would have had.

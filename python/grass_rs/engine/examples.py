@@ -72,17 +72,17 @@ class Examples:
 
         """
         self._seen.clear()
-        with tqdm(unit=" examples", desc=self._description, disable=not self._progress) as bar:
-            for batch in self._loader:
-                batch_ids = self._ids_of(batch)
-                yield batch, batch_ids
-                bar.update(len(batch_ids))
+        batches = tqdm(
+            self._loader, desc=self._description, unit=" batches", disable=not self._progress
+        )
+        for batch in batches:
+            yield batch, self._ids_of(batch)
         if not self._seen:
             raise DataError(
                 "expected a loader with examples, got one without a batch: check the data set"
             )
 
-    def check_contains(self, stored: NDArray[np.uint64]) -> None:
+    def check_contains(self, stored: set[int]) -> None:
         """Refuse stored ids that the loader did not yield.
 
         Raises
@@ -91,11 +91,11 @@ class Examples:
             If there is one.
 
         """
-        lost = [stored_id for stored_id in stored.tolist() if stored_id not in self._seen]
+        lost = stored - self._seen
         if lost:
             raise DataError(
                 f"expected the loader to yield the {len(stored)} examples already stored, among others, got "
-                f"{len(self._seen)} examples without id {lost[0]}: use the loader that began the store, or "
+                f"{len(self._seen)} examples without id {min(lost)}: use the loader that began the store, or "
                 f"a new path"
             )
 
@@ -108,10 +108,10 @@ class Examples:
             If the ids differ.
 
         """
-        known = np.concatenate([stored, skipped])
+        known = {*stored.tolist(), *skipped.tolist()}
         for _, batch_ids in self:
-            new = batch_ids[~np.isin(batch_ids, known)]
-            if new.size:
+            new = [example for example in batch_ids.tolist() if example not in known]
+            if new:
                 raise DataError(
                     f"expected the loader to yield the {len(known)} examples of the finished store, got id "
                     f"{new[0]} besides: use a new path for other data"

@@ -55,6 +55,7 @@ lint: $(STAMP)/lint $(STAMP)/test
 
 bench: $(STAMP)/installed
 	cargo bench --locked -p grass-benches
+	$(PY) benches/python/bench_calls.py
 
 wheel: dist/.built
 	@ls dist/*.whl
@@ -85,7 +86,7 @@ $(STAMP)/python:
 	@command -v cargo >/dev/null || { echo "This needs Rust: no cargo on the PATH"; exit 1; }
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 10))" || { echo "This needs Python 3.10 or later, for example: make PYTHON=python3.12"; exit 1; }
 	@[ -n "$(filter-out nothing,$(FOUND))" ] || echo "This downloads about 3.1 GB of Python packages (PyTorch with its CUDA libraries) into .venv."
-	@echo "This fetches about 20 MB of Rust crates, where cargo has not got them yet, and compiles them."
+	@echo "This fetches about 25 MB of Rust crates, where cargo has not got them yet, and compiles them."
 	@[ "$(ENV)" != .venv ] || $(PYTHON) -m venv $(if $(filter torch,$(FOUND)),--system-site-packages) .venv
 	$(PIP) install --quiet "pip>=25.1"
 	mkdir -p $(STAMP)

@@ -184,6 +184,47 @@ def test_a_store_has_one_writer_and_a_dead_one_does_not_count(tmp_path: Path) ->
     grass.create_store(path, given_columns, resume=True).close()
 
 
+FORKED = """
+import os, signal, sys
+import numpy as np
+import grass_rs as grass
+from stores import columns, numbers
+
+writer = grass.create_store(sys.argv[1], columns(3))
+writer.append(numbers(2, 3), [0, 1])
+writer.commit()
+if os.fork() == 0:
+    # A loader's worker, which outlives its parent until somebody closes its input.
+    print("forked", flush=True)
+    sys.stdin.read()
+    os._exit(0)
+signal.pause()
+"""
+
+
+def test_a_forked_child_does_not_hold_the_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=":")
+    path = tmp_path / "s"
+    with subprocess.Popen(
+        [sys.executable, "-c", FORKED, str(path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as parent:
+        assert parent.stdin
+        assert parent.stdout
+        assert parent.stdout.readline() == "forked\n"
+        with pytest.raises(grass.StoreLockedError, match=f"written by process {parent.pid}"):
+            grass.create_store(path, columns(3), resume=True)
+        parent.kill()
+        parent.wait()
+        # The child still lives: its end of the pipe is open.
+        with grass.create_store(path, columns(3), resume=True) as writer:
+            assert writer.committed_ids.tolist() == [0, 1]
+
+
 FULL = """
 import resource, sys
 import numpy as np

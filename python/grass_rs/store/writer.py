@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import weakref
 from os import fspath
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
@@ -26,6 +28,19 @@ if TYPE_CHECKING:
 DTYPES = ("float32", "float16", "bfloat16", "int8")
 """Types in which a store keeps its numbers; int8 has one scale a row and column."""
 
+_OPEN: weakref.WeakSet[_native.StoreWriter] = weakref.WeakSet()
+"""The writers of this process."""
+
+
+def _abandon_stores() -> None:
+    """Leave the stores, and their locks, to the parent: a loader's workers may outlive it."""
+    for native in list(_OPEN):
+        native.abandon()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_abandon_stores)
+
 
 @final
 class StoreWriter:
@@ -38,6 +53,7 @@ class StoreWriter:
     def __init__(self, native: _native.StoreWriter, path: Path) -> None:
         self._native = native
         self._path = path
+        _OPEN.add(native)
 
     @property
     def path(self) -> Path:

@@ -35,7 +35,7 @@ pub(crate) fn elements<'a, T: numpy::Element, D: ndarray::Dimension>(
 }
 
 /// The one writer of a store.
-#[pyclass(frozen, module = "grass_rs._native")]
+#[pyclass(frozen, weakref, module = "grass_rs._native")]
 struct StoreWriter {
     path: PathBuf,
     width: usize,
@@ -137,6 +137,14 @@ impl StoreWriter {
         let skipped = elements(&skipped_ids, "finish")?;
         self.with(py, |writer| writer.finish(skipped))?;
         self.close(py)
+    }
+
+    /// Let go of the store without writing anything, as a forked child must: else it would hold the lock when its
+    /// parent has died.
+    fn abandon(&self) {
+        if let Ok(mut writer) = self.inner.try_lock() {
+            writer.take();
+        }
     }
 
     /// Commit what was appended, unless a write has failed before, and let others write.

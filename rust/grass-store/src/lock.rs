@@ -11,6 +11,7 @@ use crate::paths;
 #[derive(Debug)]
 pub(crate) struct WriterLock {
     file: File,
+    process: u32,
 }
 
 impl WriterLock {
@@ -46,17 +47,21 @@ impl WriterLock {
             }
             Err(TryLockError::Error(error)) => return Err(Error::io("lock", &path)(error)),
         }
+        let process = std::process::id();
         file.set_len(0)
-            .and_then(|()| writeln!(file, "{}", std::process::id()))
+            .and_then(|()| writeln!(file, "{process}"))
             .map_err(Error::io("write", &path))?;
-        Ok(Self { file })
+        Ok(Self { file, process })
     }
 }
 
 impl Drop for WriterLock {
     fn drop(&mut self) {
-        // Closing the file unlocks it. The number left behind would be of a process that is gone,
-        // but it does no harm, so a failure to erase it is no failure of the store.
-        let _ = self.file.set_len(0);
+        // A forked child only closes its copy: its parent still holds the lock.
+        if std::process::id() == self.process {
+            // Closing the file unlocks it. The number left behind would be of a process that is
+            // gone, but it does no harm, so a failure to erase it is no failure of the store.
+            let _ = self.file.set_len(0);
+        }
     }
 }

@@ -165,10 +165,10 @@ class LinearCapture:
     def _hook_of(self, site: LinearSite) -> Any:
         def record(
             _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
-        ) -> None:
+        ) -> Tensor:
             # An output without a gradient (under no_grad) adds nothing, as in autograd.
             if self._calls is None or not output.requires_grad:
-                return
+                return output
             inputs = args[0] if args else kwargs["input"]
             if output.is_nested:
                 msg = (
@@ -176,6 +176,10 @@ class LinearCapture:
                     f"pad the examples instead"
                 )
                 raise UnsupportedLayerError(msg)
+            if output._is_view():  # noqa: SLF001 - no public way to ask
+                # So it is for three axes in older PyTorch, and a change in place takes the edge of a view
+                # out of the graph. Nobody else has the tensor that is viewed.
+                output = torch.ops.aten._unsafe_view(output, output.shape)  # noqa: SLF001
             self._calls.append(
                 Call(
                     site=site,
@@ -185,5 +189,6 @@ class LinearCapture:
                     edge=get_gradient_edge(output),
                 )
             )
+            return output
 
         return record

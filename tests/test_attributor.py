@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorDataset
 
 import grass_rs as grass
 from networks import (
@@ -187,6 +187,23 @@ class TestRefused:
         loader = DataLoader(TensorDataset(*mlp_data()), batch_size=4, shuffle=True)
         with pytest.raises(grass.DataError, match="shuffle=False"):
             self._cache(model, loader, tmp_path / "s")
+
+    def test_a_shuffling_batch_sampler_needs_ids_too(
+        self, model: nn.Module, tmp_path: Path
+    ) -> None:
+        data = TensorDataset(*mlp_data())
+        sampler = BatchSampler(RandomSampler(data), 4, drop_last=False)
+        with pytest.raises(grass.DataError, match="shuffle=False"):
+            self._cache(model, DataLoader(data, batch_sampler=sampler), tmp_path / "s")
+
+    def test_the_random_generator_is_left_alone(self, model: nn.Module, tmp_path: Path) -> None:
+        loader = loader_of(*mlp_data())
+        plan = grass.Plan.for_model(model, dim=8)
+        attributor = grass.Attributor(model, "cross_entropy", plan)
+        before = torch.get_rng_state()
+        for _ in range(2):  # made, then found finished
+            attributor.cache(loader, tmp_path / "s", progress=False)
+            assert torch.equal(torch.get_rng_state(), before)
 
     def test_repeated_ids(self, model: nn.Module, tmp_path: Path) -> None:
         with pytest.raises(grass.DataError, match="got 0 twice"):

@@ -82,6 +82,11 @@ def test_fingerprints_tell_plans_apart() -> None:
     assert len({plan.fingerprint, *(other.fingerprint for other in others)}) == 5
 
 
+def test_whole_numbers_may_be_numpys() -> None:
+    plan = grass.Plan.for_model(mlp(), dim=np.int64(8), seed=np.uint64(3))
+    assert plan.fingerprint == grass.Plan.for_model(mlp(), dim=8, seed=3).fingerprint
+
+
 def test_bad_arguments_are_named() -> None:
     model = mlp()
     with pytest.raises(grass.SpecError, match="did you mean 'factgrass'"):
@@ -90,9 +95,13 @@ def test_bad_arguments_are_named() -> None:
         grass.Plan.for_model(model, dim=0)
     with pytest.raises(grass.SpecError, match="seed must be a whole number from 0"):
         grass.Plan.for_model(model, seed=-1)
+    with pytest.raises(grass.SpecError, match="dim must be a whole number"):
+        grass.Plan.for_model(model, dim=True)
+    with pytest.raises(grass.SpecError, match="method must be one of"):
+        grass.Plan.for_model(model, ["factgrass"])
     with pytest.raises(grass.SpecError, match="'O'"):
         grass.Plan.for_model(model, layers=["O"])
-    with pytest.raises(grass.SpecError, match="layer must be one of '0', '2', got '1'"):
+    with pytest.raises(grass.SpecError, match="block must be one of '0', '2', got '1'"):
         grass.Plan.for_model(model)["1"]
 
 

@@ -7,6 +7,7 @@ arguments is also a `ValueError` or `TypeError`; an error about files is also th
 from __future__ import annotations
 
 import difflib
+import operator
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -83,3 +84,22 @@ def unknown_name(what: str, name: Any, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
     hint = f": did you mean {close[0]!r}?" if close else ""
     return f"{what} must be one of {listed}, got {name!r}{hint}"
+
+
+def whole_number(what: str, value: Any, least: int = 0, most: int = 2**64 - 1) -> int:
+    """Return `value`, of any type of whole numbers, as an int from `least` to `most`.
+
+    Raises
+    ------
+    SpecError
+        If it is none; `what` names the argument.
+
+    """
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = least - 1
+    if isinstance(value, bool) or not least <= number <= most:
+        msg = f"{what} must be a whole number from {least} to {most}, got {value!r}"
+        raise SpecError(msg)
+    return number

@@ -19,7 +19,7 @@ def lds(scores: Scores | ArrayLike, subsets: ArrayLike, outcomes: ArrayLike) -> 
     For each query, the Spearman rank correlation over the m retrained models between what the
     scores predict (the sum of the scores of the examples in the model's subset) and what came out.
     1 = the scores rank the models perfectly, 0 = they know nothing (Park et al. 2023, "TRAK",
-    arXiv 2303.14186, section 2; arXiv 2505.18976, section 4).
+    arXiv 2303.14186).
 
     Parameters
     ----------

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+from zipfile import BadZipFile
 
 import numpy as np
 
-from grass_rs.errors import ShapeError
+from grass_rs.errors import DataError, ShapeError
 
 if TYPE_CHECKING:
     from os import PathLike
@@ -40,7 +41,7 @@ class Scores:
     method: str
     """Attribution method that gave the scores."""
     damping: float | None
-    """Damping in units of tr(F) / n (design of `influence`); None for methods without one."""
+    """Damping of `influence`, in units of tr(F) / n; None for methods without one."""
 
     def __post_init__(self) -> None:
         """Check that every score has an id.
@@ -91,19 +92,46 @@ class Scores:
         )
 
     def save(self, path: str | PathLike[str]) -> None:
-        """Write the scores to an `.npz` file, readable by `numpy.load` and `Scores.load`."""
+        """Write the scores to an `.npz` file, readable by `numpy.load` and `Scores.load`.
+
+        Parameters
+        ----------
+        path
+            File to write; one that is there is replaced.
+
+        Raises
+        ------
+        OSError
+            If the file cannot be written.
+
+        """
         damping = np.nan if self.damping is None else self.damping
         with open(path, "wb") as file:  # noqa: PTH123 - accepts any path type; savez renames plain names
             np.savez(file, values=self.values, ids=self.ids, method=self.method, damping=damping)
 
     @classmethod
     def load(cls, path: str | PathLike[str]) -> Scores:
-        """Read what `save` wrote."""
-        with np.load(path, allow_pickle=False) as file:
-            damping = float(file["damping"])
-            return cls(
-                values=file["values"],
-                ids=file["ids"],
-                method=str(file["method"]),
-                damping=None if np.isnan(damping) else damping,
-            )
+        """Read what `save` wrote.
+
+        Raises
+        ------
+        OSError
+            If the file cannot be read.
+        DataError
+            If it was not written by `save`.
+
+        """
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                parts = {name: file[name] for name in ("values", "ids", "method", "damping")}
+        except (AttributeError, BadZipFile, EOFError, KeyError, TypeError, ValueError) as error:
+            raise DataError(
+                f"Scores.load expects a file that Scores.save wrote, got {path} ({error}): check the path"
+            ) from error
+        damping = float(parts["damping"])
+        return cls(
+            values=parts["values"],
+            ids=parts["ids"],
+            method=str(parts["method"]),
+            damping=None if np.isnan(damping) else damping,
+        )

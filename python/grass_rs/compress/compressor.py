@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import operator
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -11,7 +10,7 @@ import numpy as np
 
 from grass_rs import _native
 from grass_rs._backends import cpu
-from grass_rs.errors import ShapeError, SpecError, unknown_name
+from grass_rs.errors import ShapeError, SpecError, unknown_name, whole_number
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -50,17 +49,7 @@ class Compressor:
         self._native = _native.Compressor.from_spec(json.dumps(spec))
 
     def _whole_number(self, name: str, value: Any, least: int = 0, most: int = 2**64 - 1) -> int:
-        try:
-            number = operator.index(value)
-        except TypeError:
-            number = -1
-        if isinstance(value, bool) or not least <= number <= most:
-            msg = (
-                f"{type(self).__name__}: {name} must be a whole number from {least} to {most}, "
-                f"got {value!r}"
-            )
-            raise SpecError(msg)
-        return number
+        return whole_number(f"{type(self).__name__}: {name}", value, least, most)
 
     @property
     def input_dim(self) -> int:

@@ -11,7 +11,7 @@ from grass_rs.errors import SpecError
 
 
 class FactGraSS(FactorCompressor):
-    """Mask both factors, sum their product over tokens, then SJLT (arXiv 2505.18976, section 3.4).
+    """Mask both factors, sum their product over tokens, then SJLT (arXiv 2505.18976).
 
     The gradient itself is never built: the cost grows with the kept coordinates.
 

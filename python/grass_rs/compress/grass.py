@@ -9,7 +9,7 @@ from grass_rs.errors import SpecError
 
 
 class GraSS(RowCompressor):
-    """Keep some coordinates, then sketch them by an SJLT (arXiv 2505.18976, section 3.3).
+    """Keep some coordinates, then sketch them by an SJLT (arXiv 2505.18976).
 
     Only the kept coordinates are read: the cost grows with their number, not with p.
 

@@ -21,7 +21,7 @@ class _MaskBase(RowCompressor):
 
 
 class Mask(_MaskBase):
-    """Keep the given coordinates, unscaled (arXiv 2505.18976, section 3.1).
+    """Keep the given coordinates, unscaled (arXiv 2505.18976).
 
     Parameters
     ----------
@@ -51,7 +51,7 @@ class Mask(_MaskBase):
 
 
 class RandomMask(_MaskBase):
-    """Keep a uniform choice of coordinates, scaled by sqrt(p / k') (arXiv 2505.18976, section 3.1).
+    """Keep a uniform choice of coordinates, scaled by sqrt(p / k') (arXiv 2505.18976).
 
     Time and memory grow with `output_dim`, not with `input_dim`.
 

@@ -6,7 +6,7 @@ from grass_rs.compress.compressor import RowCompressor
 
 
 class SJLT(RowCompressor):
-    """Add each coordinate, with a random sign, to `nnz` of the k outputs (arXiv 2505.18976, section 3.2).
+    """Add each coordinate, with a random sign, to `nnz` of the k outputs (arXiv 2505.18976).
 
     The cyclic kind cuts the coordinates into pages of k / nnz and turns each page by one random
     rotation: no two coordinates of a page collide, so it is unbiased with a variance at most that

@@ -210,7 +210,7 @@ class Attributor:
                 loader, None, progress=progress, description="queries"
             ):
                 rows, finite = self._compress(capture, batch)
-                _refuse_nonfinite(finite, batch_ids)
+                _refuse_nonfinite(finite, batch_ids, "mend the example or leave it out")
                 parts.append(rows)
         return np.concatenate(parts)
 
@@ -226,7 +226,7 @@ class Attributor:
                 # A whole batch again, so that its rows have the bits they would have had.
                 rows, finite = self._compress(capture, batch)
                 if on_nonfinite == "raise":
-                    _refuse_nonfinite(finite, ids)
+                    _refuse_nonfinite(finite, ids, "mend it, or cache with on_nonfinite='skip'")
                 skipped.extend(ids[~finite].tolist())
                 kept = missing & finite
                 writer.append(rows[kept], ids[kept])
@@ -284,9 +284,9 @@ def _whole_gradients(gradient: Factors | Tensor) -> Iterator[tuple[slice, Tensor
         yield part, (grad_outputs[part].transpose(1, 2) @ inputs[part]).flatten(1)
 
 
-def _refuse_nonfinite(finite: NDArray[np.bool_], ids: NDArray[np.uint64]) -> None:
+def _refuse_nonfinite(finite: NDArray[np.bool_], ids: NDArray[np.uint64], remedy: str) -> None:
     if not finite.all():
         raise NonFiniteError(
             f"expected finite losses and gradients, got a NaN or an infinity for example {ids[~finite][0]} "
-            f"({int((~finite).sum())} in its batch): mend the example or model, or cache with on_nonfinite='skip'"
+            f"({int((~finite).sum())} in its batch): {remedy}"
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from torch.utils.data import DataLoader, RandomSampler
 from tqdm import tqdm
 
@@ -47,11 +48,7 @@ class Examples:
         progress: bool,
         description: str,
     ) -> None:
-        if (
-            ids is None
-            and isinstance(loader, DataLoader)
-            and isinstance(loader.sampler, RandomSampler)
-        ):
+        if ids is None and _shuffles(loader):
             raise DataError(
                 "expected a loader with the same order each time, as its examples are numbered in that "
                 "order, got one that shuffles: pass shuffle=False, or ids="
@@ -109,6 +106,12 @@ class Examples:
 
         """
         known = {*stored.tolist(), *skipped.tolist()}
+        # Beginning a loader draws from the global generator, as capture does, and puts it back.
+        with torch.random.fork_rng(devices=[]):
+            self._check_known(known)
+        self.check_contains(known)
+
+    def _check_known(self, known: set[int]) -> None:
         for _, batch_ids in self:
             new = [example for example in batch_ids.tolist() if example not in known]
             if new:
@@ -116,7 +119,6 @@ class Examples:
                     f"expected the loader to yield the {len(known)} examples of the finished store, got id "
                     f"{new[0]} besides: use a new path for other data"
                 )
-        self.check_contains(known)
 
     def _ids_of(self, batch: Any) -> NDArray[np.uint64]:
         n = count_examples(batch)
@@ -135,3 +137,11 @@ class Examples:
                 )
             self._seen.add(example)
         return batch_ids
+
+
+def _shuffles(loader: Iterable[Any]) -> bool:
+    """Tell whether a loader of PyTorch draws a new order each time."""
+    if not isinstance(loader, DataLoader):
+        return False
+    samplers = loader.sampler, getattr(loader.batch_sampler, "sampler", None)
+    return any(isinstance(sampler, RandomSampler) for sampler in samplers)

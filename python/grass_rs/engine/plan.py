@@ -20,7 +20,7 @@ from grass_rs.compress import (
     RandomMask,
     RowCompressor,
 )
-from grass_rs.errors import SpecError, unknown_name
+from grass_rs.errors import SpecError, unknown_name, whole_number
 from grass_rs.types import Column
 
 if TYPE_CHECKING:
@@ -117,13 +117,10 @@ class Plan:
 
         """
         methods = _ROW_METHODS.keys() | _FACTOR_METHODS.keys()
-        if method not in methods:
+        if not isinstance(method, str) or method not in methods:
             raise SpecError(unknown_name("method", method, methods))
-        for name, value, least, most in (("dim", dim, 1, 2**62), ("seed", seed, 0, 2**64 - 1)):
-            if not isinstance(value, int) or not least <= value <= most:
-                raise SpecError(
-                    f"Plan: {name} must be a whole number from {least} to {most}, got {value!r}"
-                )
+        dim = whole_number("Plan: dim", dim, 1, 2**62)
+        seed = whole_number("Plan: seed", seed)
         return cls(
             {
                 block: _choose(block, method, dim, _native.derive(seed, block.name))
@@ -141,7 +138,7 @@ class Plan:
 
         """
         if layer not in self._compressors:
-            raise SpecError(unknown_name("layer", layer, self._compressors))
+            raise SpecError(unknown_name("block", layer, self._compressors))
         return self._compressors[layer]
 
     def __iter__(self) -> Iterator[str]:

@@ -21,7 +21,7 @@ const TOKEN_VALUES: usize = 1 << 15;
 /// The most examples that share what the SJLT generates.
 const EXAMPLES: usize = 32;
 
-/// The factorised GraSS of a linear layer's gradient (arXiv 2505.18976, section 3.4).
+/// The factorised GraSS of a linear layer's gradient (arXiv 2505.18976).
 #[derive(Debug, Clone)]
 pub struct FactGrass {
     mask_in: Mask,

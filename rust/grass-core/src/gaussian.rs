@@ -5,6 +5,8 @@ use crate::error::Result;
 use crate::parallel::Workers;
 use crate::philox::{Philox, Stream};
 use crate::project::{Projection, project};
+use crate::signs::add_signed;
+use crate::simd::Path;
 use crate::spec::{GaussianKind, Spec, check_count, check_range};
 
 /// Coordinates a segment: the unit that threads share, k products each.
@@ -12,6 +14,11 @@ const SEGMENT: usize = 1024;
 
 /// Entries generated at a time: 32 KiB.
 const TILE_ENTRIES: usize = 8192;
+
+/// Words of random signs generated at a time.
+const SIGN_WORDS: usize = 64;
+
+const ONES: [f32; 32 * SIGN_WORDS] = [1.0; 32 * SIGN_WORDS];
 
 /// A seeded dense projection; entry (coordinate i, output j) is random number `i k + j`.
 #[derive(Debug, Clone)]
@@ -80,14 +87,16 @@ impl Gaussian {
         match self.kind {
             GaussianKind::Normal => fill_normals(&self.philox, number, entries),
             GaussianKind::Rademacher => {
-                let mut masks = [0; 256];
-                for (index, entries) in entries.chunks_mut(256).enumerate() {
-                    let masks = &mut masks[..entries.len()];
-                    let bit = number + 256 * index as u64;
-                    self.philox.fill_sign_masks(Stream::Rademacher, bit, masks);
-                    for (entry, &mask) in entries.iter_mut().zip(&*masks) {
-                        *entry = f32::from_bits(1f32.to_bits() ^ mask);
-                    }
+                let path = Path::current();
+                let mut words = [0; SIGN_WORDS + 1];
+                let mut bit = number;
+                for entries in entries.chunks_mut(32 * (SIGN_WORDS - 1)) {
+                    self.philox
+                        .fill_words(Stream::Rademacher, bit / 32, &mut words[..SIGN_WORDS]);
+                    entries.fill(0.0);
+                    let offset = (bit % 32) as usize;
+                    add_signed(path, entries, &ONES[..entries.len()], &words, offset);
+                    bit += entries.len() as u64;
                 }
             }
         }

@@ -8,7 +8,7 @@ use crate::philox::derive;
 use crate::sjlt::Sjlt;
 use crate::spec::{SjltKind, Spec, check_count};
 
-/// A mask followed by an SJLT of the kept coordinates (arXiv 2505.18976, section 3.3).
+/// A mask followed by an SJLT of the kept coordinates (arXiv 2505.18976).
 #[derive(Debug, Clone)]
 pub struct Grass {
     mask: Mask,

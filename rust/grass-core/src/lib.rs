@@ -18,6 +18,8 @@ pub mod mask;
 pub mod parallel;
 pub mod philox;
 mod project;
+mod signs;
+pub mod simd;
 pub mod sjlt;
 pub mod spec;
 

@@ -7,6 +7,8 @@ use blake2::Blake2bMac;
 use blake2::digest::consts::U8;
 use blake2::digest::{FixedOutput, KeyInit, Update};
 
+use crate::simd::{Path, for_each_path};
+
 /// What a stream of random words is used for. The numbers are part of every stored structure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u32)]
@@ -24,6 +26,10 @@ pub enum Stream {
     /// Signs of a Rademacher projection.
     Rademacher = 9,
 }
+
+const ROUNDS: usize = 10;
+const MULTIPLIERS: [u32; 2] = [0xD251_1F53, 0xCD9E_8D57];
+const WEYL: [u32; 2] = [0x9E37_79B9, 0xBB67_AE85];
 
 /// Words a block: the generator gives four at a time.
 pub const BLOCK_WORDS: u64 = 4;
@@ -54,11 +60,17 @@ impl Philox {
         self.block(stream, n / BLOCK_WORDS)[(n % BLOCK_WORDS) as usize]
     }
 
+    /// Bit `n` of `stream`, the lowest of a word first; as a sign, set = minus.
+    #[inline]
+    pub fn bit(&self, stream: Stream, n: u64) -> bool {
+        self.word(stream, n / 32) >> (n % 32) & 1 == 1
+    }
+
     /// Fills `words` with the words of `stream` from number `first` on.
     pub fn fill_words(&self, stream: Stream, first: u64, words: &mut [u32]) {
         let lead = (first % BLOCK_WORDS) as usize;
-        let mut m = first / BLOCK_WORDS;
         let mut rest = words;
+        let mut m = first / BLOCK_WORDS;
         if lead != 0 {
             let block = self.block(stream, m);
             let count = rest.len().min(4 - lead);
@@ -67,11 +79,7 @@ impl Philox {
             rest = tail;
             m += 1;
         }
-        for chunk in rest.chunks_mut(4) {
-            let block = self.block(stream, m);
-            chunk.copy_from_slice(&block[..chunk.len()]);
-            m += 1;
-        }
+        fill_blocks(Path::current(), self.key, stream as u32, m, rest);
     }
 
     /// The two words `2 n` and `2 n + 1` of `stream` as one number, the first one low.
@@ -99,30 +107,6 @@ impl Philox {
         let value = self.double_word(stream, n);
         ((u128::from(value) * u128::from(range)) >> 64) as u64
     }
-
-    /// Sign bits `first..` of `stream` as masks for the sign bit of an f32: bit set = minus.
-    pub fn fill_sign_masks(&self, stream: Stream, first: u64, masks: &mut [u32]) {
-        let mut bit = first;
-        let mut rest = masks;
-        let mut block = [0; 4];
-        let mut loaded = u64::MAX;
-        while !rest.is_empty() {
-            let word = bit / 32;
-            if word / BLOCK_WORDS != loaded {
-                loaded = word / BLOCK_WORDS;
-                block = self.block(stream, loaded);
-            }
-            let offset = (bit % 32) as u32;
-            let bits = block[(word % BLOCK_WORDS) as usize] >> offset;
-            let count = rest.len().min(32 - offset as usize);
-            let (head, tail) = rest.split_at_mut(count);
-            for (index, mask) in head.iter_mut().enumerate() {
-                *mask = (bits >> index) << 31;
-            }
-            rest = tail;
-            bit = bit.wrapping_add(count as u64);
-        }
-    }
 }
 
 /// `word` scaled to `0..range`, for ranges up to `2^32`.
@@ -142,9 +126,7 @@ pub fn derive(seed: u64, label: &str) -> u64 {
 /// Ten rounds of Philox4x32.
 #[inline]
 pub fn philox4x32_10(mut key: [u32; 2], mut counter: [u32; 4]) -> [u32; 4] {
-    const MULTIPLIERS: [u32; 2] = [0xD251_1F53, 0xCD9E_8D57];
-    const WEYL: [u32; 2] = [0x9E37_79B9, 0xBB67_AE85];
-    for round in 0..10 {
+    for round in 0..ROUNDS {
         if round > 0 {
             key = [key[0].wrapping_add(WEYL[0]), key[1].wrapping_add(WEYL[1])];
         }
@@ -156,6 +138,56 @@ pub fn philox4x32_10(mut key: [u32; 2], mut counter: [u32; 4]) -> [u32; 4] {
             (first >> 32) as u32 ^ counter[3] ^ key[1],
             first as u32,
         ];
+    }
+    counter
+}
+
+/// Blocks computed side by side.
+const LANES: usize = 16;
+
+for_each_path! {
+    /// Fills `words` with the blocks of a stream from number `first` on; the last one may be cut.
+    pub(crate) fn fill_blocks(key: [u32; 2], stream: u32, first: u64, words: &mut [u32]) = fill_blocks_body
+}
+
+#[inline(always)]
+fn fill_blocks_body(key: [u32; 2], stream: u32, first: u64, words: &mut [u32]) {
+    let mut m = first;
+    for words in words.chunks_mut(4 * LANES) {
+        let numbers: [u64; LANES] = std::array::from_fn(|lane| m.wrapping_add(lane as u64));
+        let blocks = philox_lanes(key, stream, &numbers);
+        for (lane, words) in words.chunks_mut(4).enumerate() {
+            for (word, from) in words.iter_mut().zip(&blocks) {
+                *word = from[lane];
+            }
+        }
+        m = m.wrapping_add(LANES as u64);
+    }
+}
+
+/// Word 0, 1, 2 and 3 of some blocks: [`philox4x32_10`] on every lane.
+#[inline(always)]
+fn philox_lanes(mut key: [u32; 2], stream: u32, numbers: &[u64; LANES]) -> [[u32; LANES]; 4] {
+    let mut counter = [
+        numbers.map(|number| number as u32),
+        numbers.map(|number| (number >> 32) as u32),
+        [stream; LANES],
+        [0; LANES],
+    ];
+    for round in 0..ROUNDS {
+        if round > 0 {
+            key = [key[0].wrapping_add(WEYL[0]), key[1].wrapping_add(WEYL[1])];
+        }
+        let mut next = [[0; LANES]; 4];
+        for lane in 0..LANES {
+            let first = u64::from(MULTIPLIERS[0]) * u64::from(counter[0][lane]);
+            let second = u64::from(MULTIPLIERS[1]) * u64::from(counter[2][lane]);
+            next[0][lane] = (second >> 32) as u32 ^ counter[1][lane] ^ key[0];
+            next[1][lane] = second as u32;
+            next[2][lane] = (first >> 32) as u32 ^ counter[3][lane] ^ key[1];
+            next[3][lane] = first as u32;
+        }
+        counter = next;
     }
     counter
 }
@@ -179,15 +211,19 @@ mod tests {
     }
 
     #[test]
-    fn sign_masks_are_the_bits_one_by_one() {
-        let philox = Philox::new(u64::MAX);
-        for first in [0u64, 1, 31, 32, 100, 127, 128, 129] {
-            let mut masks = vec![0; 300];
-            philox.fill_sign_masks(Stream::Sign, first, &mut masks);
-            for (index, &mask) in masks.iter().enumerate() {
-                let bit = first + index as u64;
-                let expected = (philox.word(Stream::Sign, bit / 32) >> (bit % 32)) & 1;
-                assert_eq!(mask, expected << 31, "bit {bit}");
+    fn every_path_fills_the_same_blocks() {
+        for path in Path::available() {
+            for (first, len) in [(0, 64), (3, 200), (u64::from(u32::MAX) - 5, 130), (7, 1)] {
+                let mut words = vec![0; len];
+                fill_blocks(path, [1, 2], Stream::Sign as u32, first, &mut words);
+                let philox = Philox { key: [1, 2] };
+                for (index, &word) in (0..).zip(&words) {
+                    assert_eq!(
+                        word,
+                        philox.word(Stream::Sign, 4 * first + index),
+                        "{path:?}"
+                    );
+                }
             }
         }
     }

@@ -11,16 +11,22 @@ use crate::error::{Error, Result};
 use crate::parallel::Workers;
 use crate::philox::{Philox, Stream, scale_word};
 use crate::project::{Projection, project};
+use crate::signs::{add_signed, fill_masks};
+use crate::simd::Path;
 use crate::spec::{SjltKind, Spec, check_count, check_range};
 
-/// Coordinates read at a time: values, signs and buckets stay in the first-level cache.
-const TILE: usize = 1024;
+/// Coordinates read at a time: values, signs and buckets stay in the first-level cache. Their sign bits are what the
+/// lanes of the generator give at once.
+const TILE: usize = 2048;
+
+/// Words for the sign bits of a tile that is cut into padded pages and does not begin at one, and one more.
+const SIGN_WORDS: usize = 2 * TILE / 32 + 8;
 
 /// Coordinates a segment, at least: long enough that adding its k partial sums is cheap.
 const SEGMENT: usize = 1 << 18;
 
 /// Page starts in the sign stream are multiples of this many bits: one Philox block.
-const SIGN_ALIGNMENT: u64 = 128;
+const SIGN_ALIGNMENT: usize = 128;
 
 /// A seeded sparse Johnson-Lindenstrauss transform.
 #[derive(Debug, Clone)]
@@ -33,13 +39,15 @@ pub struct Sjlt {
     philox: Philox,
 }
 
-/// Neighbouring coordinates of a tile that go to neighbouring buckets.
+/// Neighbouring coordinates that go to neighbouring buckets.
 struct Run {
-    /// Place in the tile.
-    offset: usize,
+    /// The first coordinate.
+    start: usize,
     len: usize,
     /// Bucket of the first one.
     bucket: usize,
+    /// Number of its sign bit in the stream.
+    bit: usize,
 }
 
 impl Sjlt {
@@ -66,7 +74,7 @@ impl Sjlt {
             ));
         }
         let width = output_dim / nnz;
-        let padded = width.next_multiple_of(SIGN_ALIGNMENT as usize);
+        let padded = width.next_multiple_of(SIGN_ALIGNMENT);
         let pages = input_dim.div_ceil(width);
         check_range("sjlt", "input_dim", &[nnz, pages, padded])?;
         check_range("sjlt", "input_dim", &[nnz, input_dim.next_multiple_of(128)])?;
@@ -124,16 +132,24 @@ impl Sjlt {
 
     /// Calls `visit(bucket, sign)` for each of the `nnz` non-zeros of a coordinate's column.
     pub(crate) fn for_each_entry(&self, coordinate: usize, mut visit: impl FnMut(usize, f64)) {
+        let sign = |bit: usize| {
+            let word = self.philox.word(Stream::Sign, bit as u64 / 32);
+            if word >> (bit % 32) & 1 == 0 {
+                1.0
+            } else {
+                -1.0
+            }
+        };
         for draw in 0..self.nnz {
-            let mut mask = [0];
             match self.kind {
                 SjltKind::Iid => {
                     let mut bucket = [0];
-                    self.fill_iid(draw, coordinate, &mut bucket, &mut mask);
-                    visit(bucket[0], sign_of(mask[0]));
+                    let number = self.iid_number(draw, coordinate);
+                    self.fill_buckets(draw, number, &mut bucket);
+                    visit(bucket[0], sign(number));
                 }
-                SjltKind::Cyclic => self.for_each_run(draw, coordinate, &mut mask, |run, mask| {
-                    visit(run.bucket, sign_of(mask[0]));
+                SjltKind::Cyclic => self.for_each_run(draw, coordinate, coordinate + 1, |run| {
+                    visit(run.bucket, sign(run.bit));
                 }),
             }
         }
@@ -143,65 +159,150 @@ impl Sjlt {
         self.output_dim / self.nnz
     }
 
-    /// Buckets and sign masks of the coordinates from `start` on, in one draw of the iid kind.
-    fn fill_iid(&self, draw: usize, start: usize, buckets: &mut [usize], masks: &mut [u32]) {
+    /// Number of a coordinate's bucket and sign in one draw of the iid kind.
+    fn iid_number(&self, draw: usize, coordinate: usize) -> usize {
+        draw * self.input_dim.next_multiple_of(SIGN_ALIGNMENT) + coordinate
+    }
+
+    /// Buckets number `first..` of the iid kind, which are of one draw.
+    fn fill_buckets(&self, draw: usize, first: usize, buckets: &mut [usize]) {
         let width = self.width();
-        let first = (draw * self.input_dim.next_multiple_of(128) + start) as u64;
-        self.philox.fill_sign_masks(Stream::Sign, first, masks);
         if width as u64 > 1 << 32 {
-            for (index, bucket) in buckets.iter_mut().enumerate() {
-                let drawn =
-                    self.philox
-                        .draw_wide(Stream::Bucket, width as u64, first + index as u64);
+            for (number, bucket) in (first as u64..).zip(buckets) {
+                let drawn = self.philox.draw_wide(Stream::Bucket, width as u64, number);
                 *bucket = draw * width + drawn as usize;
             }
             return;
         }
         let mut words = [0; TILE];
         let words = &mut words[..buckets.len()];
-        self.philox.fill_words(Stream::Bucket, first, words);
+        self.philox.fill_words(Stream::Bucket, first as u64, words);
         for (bucket, &word) in buckets.iter_mut().zip(&*words) {
             *bucket = draw * width + scale_word(word, width as u64) as usize;
         }
     }
 
-    /// Cuts the coordinates from `start` on, as many as `masks` is long, at the ends of pages and where the rotation
-    /// wraps. Calls `visit` with each run and its sign masks, in one draw of the cyclic kind.
-    fn for_each_run(
-        &self,
-        draw: usize,
-        start: usize,
-        masks: &mut [u32],
-        mut visit: impl FnMut(Run, &[u32]),
-    ) {
+    /// Sign words that hold the bits `first..=last`, from the block of the first on. Returns that block's first bit.
+    fn fill_signs(&self, first: usize, last: usize, words: &mut [u32; SIGN_WORDS]) -> usize {
+        let base = first - first % SIGN_ALIGNMENT;
+        let count = (last - base) / 32 + 1;
+        let first_word = base as u64 / 32;
+        self.philox
+            .fill_words(Stream::Sign, first_word, &mut words[..count]);
+        base
+    }
+
+    /// The end of the cyclic kind's tile that begins at `start`: inside a page where pages are long, after some whole
+    /// pages where they are short, so that tiles begin at whole blocks of sign bits.
+    fn tile_end(&self, start: usize, end: usize) -> usize {
+        let width = self.width();
+        let (page, within) = (start / width, start % width);
+        let tile_end = if width >= TILE {
+            page * width + width.min((within / TILE + 1) * TILE)
+        } else {
+            let pages = (TILE / width.next_multiple_of(SIGN_ALIGNMENT)).max(1);
+            (page / pages + 1) * pages * width
+        };
+        tile_end.min(end)
+    }
+
+    /// Number of a coordinate's sign bit in one draw of the cyclic kind.
+    fn sign_bit(&self, draw: usize, coordinate: usize) -> usize {
+        let width = self.width();
+        let page = draw * self.input_dim.div_ceil(width) + coordinate / width;
+        page * width.next_multiple_of(SIGN_ALIGNMENT) + coordinate % width
+    }
+
+    /// Cuts the coordinates `start..end` at the ends of pages and where the rotation wraps, in one draw of the cyclic
+    /// kind.
+    fn for_each_run(&self, draw: usize, start: usize, end: usize, mut visit: impl FnMut(Run)) {
         let width = self.width();
         let pages = self.input_dim.div_ceil(width);
-        let padded = (width as u64).next_multiple_of(SIGN_ALIGNMENT);
-        let len = masks.len();
-        let mut offset = 0;
-        while offset < len {
-            let (page, within) = ((start + offset) / width, (start + offset) % width);
+        let mut position = start;
+        while position < end {
+            let (page, within) = (position / width, position % width);
             let number = (draw * pages + page) as u64;
             let rotation = self.philox.draw(Stream::Rotation, width as u64, number) as usize;
-            let page_len = (width - within).min(len - offset);
-            let masks = &mut masks[offset..offset + page_len];
-            self.philox
-                .fill_sign_masks(Stream::Sign, number * padded + within as u64, masks);
-            let turned = within as u128 + rotation as u128;
-            let bucket = (turned % width as u128) as usize;
-            let before_wrap = page_len.min(width - bucket);
-            let base = draw * width;
-            let run = |from: usize, to: usize, bucket: usize| Run {
-                offset: offset + from,
-                len: to - from,
-                bucket: base + bucket,
+            let turned = within + rotation;
+            let bucket = if turned < width {
+                turned
+            } else {
+                turned - width
             };
-            visit(run(0, before_wrap, bucket), &masks[..before_wrap]);
-            if before_wrap < page_len {
-                visit(run(before_wrap, page_len, 0), &masks[before_wrap..]);
-            }
-            offset += page_len;
+            let len = (width - within).min(end - position).min(width - bucket);
+            visit(Run {
+                start: position,
+                len,
+                bucket: draw * width + bucket,
+                bit: self.sign_bit(draw, position),
+            });
+            position += len;
         }
+    }
+
+    fn accumulate_cyclic(
+        &self,
+        rows: &dyn Rows,
+        first: usize,
+        (start, end): (usize, usize),
+        out: &mut [f32],
+        workers: &Workers,
+    ) -> Result<()> {
+        let path = Path::current();
+        let mut values = [0.0; TILE];
+        let mut words = [0; SIGN_WORDS];
+        let mut tile_start = start;
+        while tile_start < end {
+            workers.check()?;
+            let tile_end = self.tile_end(tile_start, end);
+            for draw in 0..self.nnz {
+                let first_bit = self.sign_bit(draw, tile_start);
+                let last_bit = self.sign_bit(draw, tile_end - 1);
+                let base = self.fill_signs(first_bit, last_bit, &mut words);
+                self.for_each_run(draw, tile_start, tile_end, |run| {
+                    for (row, out) in out.chunks_mut(self.output_dim).enumerate() {
+                        let values = rows.tile(first + row, run.start, &mut values[..run.len]);
+                        let out = &mut out[run.bucket..run.bucket + run.len];
+                        add_signed(path, out, values, &words, run.bit - base);
+                    }
+                });
+            }
+            tile_start = tile_end;
+        }
+        Ok(())
+    }
+
+    fn accumulate_iid(
+        &self,
+        rows: &dyn Rows,
+        first: usize,
+        (start, end): (usize, usize),
+        out: &mut [f32],
+        workers: &Workers,
+    ) -> Result<()> {
+        let path = Path::current();
+        let mut values = [0.0; TILE];
+        let mut words = [0; SIGN_WORDS];
+        let mut masks = [0; TILE];
+        let mut buckets = [0; TILE];
+        for start in (start..end).step_by(TILE) {
+            workers.check()?;
+            let len = TILE.min(end - start);
+            let (masks, buckets) = (&mut masks[..len], &mut buckets[..len]);
+            for draw in 0..self.nnz {
+                let number = self.iid_number(draw, start);
+                self.fill_buckets(draw, number, buckets);
+                let base = self.fill_signs(number, number + len - 1, &mut words);
+                fill_masks(path, masks, &words, number - base);
+                for (row, out) in out.chunks_mut(self.output_dim).enumerate() {
+                    let values = rows.tile(first + row, start, &mut values[..len]);
+                    for ((&value, &mask), &bucket) in values.iter().zip(&*masks).zip(&*buckets) {
+                        out[bucket] += f32::from_bits(value.to_bits() ^ mask);
+                    }
+                }
+            }
+        }
+        Ok(())
     }
 }
 
@@ -235,57 +336,9 @@ impl Projection for Sjlt {
         out: &mut [f32],
         workers: &Workers,
     ) -> Result<()> {
-        let mut values = [0.0; TILE];
-        let mut masks = [0; TILE];
-        let mut buckets = [0; TILE];
-        for start in (start..end).step_by(TILE) {
-            workers.check()?;
-            let len = TILE.min(end - start);
-            let masks = &mut masks[..len];
-            for draw in 0..self.nnz {
-                match self.kind {
-                    SjltKind::Iid => {
-                        let buckets = &mut buckets[..len];
-                        self.fill_iid(draw, start, buckets, masks);
-                        for (row, out) in out.chunks_mut(self.output_dim).enumerate() {
-                            let values = rows.tile(first + row, start, &mut values[..len]);
-                            for ((&value, &mask), &bucket) in
-                                values.iter().zip(&*masks).zip(&*buckets)
-                            {
-                                out[bucket] += signed(value, mask);
-                            }
-                        }
-                    }
-                    SjltKind::Cyclic => {
-                        self.for_each_run(draw, start, masks, |run, masks| {
-                            for (row, out) in out.chunks_mut(self.output_dim).enumerate() {
-                                let values = rows.tile(
-                                    first + row,
-                                    start + run.offset,
-                                    &mut values[..run.len],
-                                );
-                                let out = &mut out[run.bucket..run.bucket + run.len];
-                                for ((total, &value), &mask) in
-                                    out.iter_mut().zip(values).zip(masks)
-                                {
-                                    *total += signed(value, mask);
-                                }
-                            }
-                        });
-                    }
-                }
-            }
+        match self.kind {
+            SjltKind::Cyclic => self.accumulate_cyclic(rows, first, (start, end), out, workers),
+            SjltKind::Iid => self.accumulate_iid(rows, first, (start, end), out, workers),
         }
-        Ok(())
     }
-}
-
-/// `value`, negated where `mask` has the sign bit of an f32 set.
-#[inline]
-fn signed(value: f32, mask: u32) -> f32 {
-    f32::from_bits(value.to_bits() ^ mask)
-}
-
-fn sign_of(mask: u32) -> f64 {
-    if mask == 0 { 1.0 } else { -1.0 }
 }

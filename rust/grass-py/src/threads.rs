@@ -1,6 +1,10 @@
 //! How many threads heavy calls use, and what build this is.
 
+use std::ffi::CString;
+
 use grass_core::parallel;
+use grass_core::simd::Path;
+use pyo3::exceptions::PyRuntimeWarning;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
@@ -12,15 +16,18 @@ const VARIABLE: &str = "GRASS_NUM_THREADS";
 ///
 /// The environment variable GRASS_NUM_THREADS sets the number at import; without it, all cores are used.
 #[pyfunction]
-fn set_num_threads(threads: i64) -> PyResult<()> {
-    match usize::try_from(threads) {
-        Ok(threads) if threads > 0 => {
-            parallel::set_num_threads(threads);
+fn set_num_threads(threads: &Bound<'_, PyAny>) -> PyResult<()> {
+    match threads.extract::<usize>() {
+        Ok(number) if number > 0 => {
+            parallel::set_num_threads(number);
             Ok(())
         }
         _ => Err(exception(
             "SpecError",
-            format!("set_num_threads expects a whole number from 1, got {threads}"),
+            format!(
+                "set_num_threads expects a whole number from 1, got {}",
+                threads.repr()?
+            ),
         )),
     }
 }
@@ -31,7 +38,7 @@ fn num_threads() -> usize {
     parallel::num_threads()
 }
 
-/// Version, profile and target of this build.
+/// Version, profile and target of this build, and the vector instructions in use (GRASS_SIMD forces others).
 #[pyfunction]
 fn build_info(py: Python<'_>) -> PyResult<Bound<'_, PyDict>> {
     let info = PyDict::new(py);
@@ -44,6 +51,7 @@ fn build_info(py: Python<'_>) -> PyResult<Bound<'_, PyDict>> {
     info.set_item("profile", profile)?;
     info.set_item("architecture", std::env::consts::ARCH)?;
     info.set_item("system", std::env::consts::OS)?;
+    info.set_item("simd", Path::current().name())?;
     Ok(info)
 }
 
@@ -52,12 +60,11 @@ pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
         match value.parse() {
             Ok(threads) if threads > 0 => parallel::set_num_threads(threads),
             _ => {
-                return Err(exception(
-                    "SpecError",
-                    format!(
-                        "{VARIABLE} expects a whole number from 1, got {value:?}: change or unset it"
-                    ),
-                ));
+                let message = CString::new(format!(
+                    "{VARIABLE} expects a whole number from 1, got {value:?}: all cores are used"
+                ))?;
+                let category = module.py().get_type::<PyRuntimeWarning>();
+                PyErr::warn(module.py(), &category, &message, 1)?;
             }
         }
     }

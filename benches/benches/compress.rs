@@ -1,4 +1,5 @@
 //! One thread, f32: each compressor beside `read`, the sum of the same input, its limit where all of it is read.
+//! Throughput counts the coordinates of rows that are read, and the tokens of factors.
 
 use std::hint::black_box;
 
@@ -25,28 +26,35 @@ fn rows(criterion: &mut Criterion) {
     let rows = Array::F32(ArrayView2::from_shape((n, p), &data).expect("n * p values"));
     let workers = Workers::serial();
     let mut group = criterion.benchmark_group("rows 4 x 2^20");
-    group.throughput(Throughput::Bytes((data.len() * 4) as u64));
+    group.throughput(Throughput::Elements(data.len() as u64));
     group.bench_function("read", |bencher| bencher.iter(|| read(black_box(&data))));
-    for (name, spec) in [
+    // Name, coordinates of a row that are read, spec.
+    let cases = [
         (
             "sjlt cyclic 4096",
+            p,
             r#"{"type":"sjlt","input_dim":1048576,"output_dim":4096,"seed":1,"nnz":1,"kind":"cyclic"}"#,
         ),
         (
             "sjlt iid 4096",
+            p,
             r#"{"type":"sjlt","input_dim":1048576,"output_dim":4096,"seed":1,"nnz":1,"kind":"iid"}"#,
         ),
         (
             "mask 16384",
+            16384,
             r#"{"type":"random_mask","input_dim":1048576,"output_dim":16384,"seed":1,"block":1}"#,
         ),
         (
             "grass 16384 to 4096",
+            16384,
             r#"{"type":"grass","input_dim":1048576,"output_dim":4096,"seed":1,"mask_dim":16384,"kind":"cyclic","mask":{"type":"random_mask","input_dim":1048576,"output_dim":16384,"seed":2,"block":1}}"#,
         ),
-    ] {
+    ];
+    for (name, read, spec) in cases {
         let compressor = compressor(spec);
         let mut out = vec![0.0; n * compressor.output_dim()];
+        group.throughput(Throughput::Elements((n * read) as u64));
         group.bench_function(name, |bencher| {
             bencher.iter(|| compressor.compress(black_box(&rows), &mut out, &workers));
         });
@@ -56,13 +64,15 @@ fn rows(criterion: &mut Criterion) {
 
 fn factors(criterion: &mut Criterion) {
     let (n, t, d) = (2, 256, 2048);
-    let data = values(n * t * d);
-    let factor = Array::F32(ArrayView3::from_shape((n, t, d), &data).expect("n * t * d values"));
+    let data = [values(n * t * d), values(n * t * d)];
+    let [inputs, grad_outputs] = [0, 1].map(|which| {
+        Array::F32(ArrayView3::from_shape((n, t, d), &data[which]).expect("n * t * d values"))
+    });
     let workers = Workers::serial();
     let mut group = criterion.benchmark_group("factors 2 x 256 x 2048");
-    group.throughput(Throughput::Bytes((data.len() * 8) as u64));
+    group.throughput(Throughput::Elements((n * t) as u64));
     group.bench_function("read", |bencher| {
-        bencher.iter(|| read(black_box(&data)) + read(black_box(&data)));
+        bencher.iter(|| read(black_box(&data[0])) + read(black_box(&data[1])));
     });
     for (name, spec) in [
         (
@@ -79,8 +89,8 @@ fn factors(criterion: &mut Criterion) {
         group.bench_function(name, |bencher| {
             bencher.iter(|| {
                 compressor.compress_factors(
-                    black_box(&factor),
-                    black_box(&factor),
+                    black_box(&inputs),
+                    black_box(&grad_outputs),
                     &mut out,
                     &workers,
                 )

@@ -69,13 +69,13 @@ def compressing() -> Iterator[Row]:
     tensor = torch.from_numpy(x)
     buckets = torch.randint(0, k, (p,))
     signs = torch.randint(0, 2, (p,)) * 2.0 - 1
-    out = torch.zeros(1, k)
+    out, signed = torch.zeros(1, k), torch.empty_like(tensor)
     for kind in ("cyclic", "iid"):
         sjlt = grass.SJLT(p, k, seed=0, kind=kind)
         ours, read, scatter = medians(
             lambda sjlt=sjlt: sjlt(x),
             tensor.sum,
-            lambda: out.zero_().index_add_(1, buckets, tensor * signs),
+            lambda: out.zero_().index_add_(1, buckets, torch.mul(tensor, signs, out=signed)),
         )
         yield f"SJLT {kind}, 2^24 to 4096", ours, "torch sum (reads the row)", read
         yield f"SJLT {kind}, 2^24 to 4096", ours, "torch index_add_", scatter

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import resource
 import sys
+import time
 from argparse import ArgumentParser, ArgumentTypeError, Namespace, RawDescriptionHelpFormatter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
 
 _EXIT_CODES = """\
 Data goes to stdout, messages and progress bars to stderr. Exit codes: 0 done, 1 an error that one
-line on stderr explains, 2 wrong usage, 130 Ctrl-C."""
+line on stderr explains, 2 wrong usage, 130 Ctrl-C, 141 the reader of stdout has left."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -197,9 +199,18 @@ def _demo(arguments: Namespace) -> str:
         raise GrassError(msg) from error
     from grass_rs.report import write_report  # noqa: PLC0415
 
+    start = time.perf_counter()
     result = run_demo(DemoSettings(seed=arguments.seed), store_path)
     write_report(demo_report(result), report_path)
+    seconds = time.perf_counter() - start
+    sys.stderr.write(f"took {seconds:.1f} s and at most {_peak_memory() / 1e9:.2f} GB of memory\n")
     return f"{demo_text(result)}\n\nreport: {report_path}\nstore: {store_path}"
+
+
+def _peak_memory() -> int:
+    """Return the most bytes of memory that this process has held."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
 
 
 def _seed(text: str) -> int:

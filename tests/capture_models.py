@@ -122,10 +122,11 @@ class RootParameters(nn.Module):
         super().__init__()
         self.scale = nn.Parameter(torch.randn(5))
         self.shift = nn.Parameter(torch.randn(5, 1))
+        self.factor = nn.Parameter(torch.tensor(0.7))
         self.head = nn.Linear(5, 3)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        return self.head(inputs * self.scale + self.shift[:, 0])
+        return self.head(inputs * self.scale + self.shift[:, 0]) * self.factor
 
 
 def convolutions() -> nn.Module:

@@ -263,6 +263,62 @@ def test_ties_are_found_without_float_inputs() -> None:
         run(model, tied_in_the_gradient, torch.arange(N))
 
 
+def words_then(layer: nn.Module) -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Embedding(9, 4), layer)
+
+
+def by_a_branch(loss: Callable[[Any, Any], Tensor]) -> Callable[[Any, Any], Tensor]:
+    """Return the loss behind a branch on the data, which vmap refuses."""
+
+    def branched(model: nn.Module, batch: Tensor) -> Tensor:
+        return loss(model, batch if int(batch.sum()) >= 0 else -batch)
+
+    return branched
+
+
+@pytest.mark.parametrize("change", [lambda loss: loss, by_a_branch], ids=["vmap", "loop"])
+@pytest.mark.parametrize(
+    ("layer", "layers"),
+    [(nn.LayerNorm(4), None), (nn.Linear(4, 3), ["0"])],
+    ids=["norm", "linear left out"],
+)
+def test_ties_are_found_without_float_inputs_and_linear_blocks(
+    layer: nn.Module, layers: list[str] | None, change: Callable[[Any], Any]
+) -> None:
+    model, batch = words_then(layer), torch.arange(N)
+    blocks = find_blocks(model, layers)
+    with Capture(model, change(outputs_of), blocks) as capture:
+        capture.run(batch, RowSink(N))
+    message = r"gradient of block '\d' is another for an example alone than in a batch of"
+    with Capture(model, change(tied_in_the_gradient), blocks) as capture:
+        # Alone it is not tied; that the loop is taken since must not hide the tie later.
+        capture.run(batch[:1], RowSink(1))
+        for n in (N, 2):
+            with pytest.raises(LossError, match=rf"{message} {min(n, 3)}: return losses"):
+                capture.run(batch[:n], RowSink(n))
+
+
+def test_gradients_of_mere_rounding_are_no_tie(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", logger="grass_rs")
+
+    class Scales(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.tensor(0.7))
+            self.embed = nn.Embedding(9, 64)
+            self.body, self.head = nn.Linear(64, 256), nn.Linear(256, 256)
+
+        def forward(self, words: Tensor) -> Tensor:
+            # The scale cancels: autograd's gradient of it is rounding alone.
+            hidden = self.body(self.embed(words)) * self.scale
+            return self.head(functional.normalize(hidden, dim=-1)).flatten(1)
+
+    torch.manual_seed(0)
+    run(Scales(), outputs_of, torch.randint(9, (N, 4)))
+    assert caplog.messages == []
+
+
 def test_a_tie_between_non_finite_examples_is_seen() -> None:
     batch = torch.randn(N, 3)
     batch[0] = torch.nan

@@ -207,17 +207,33 @@ class Capture:
         probe.check_inputs()
         self._linear.layouts |= probe.find_layouts()
         conclusive = probe.check_factors(self._blocks, self._linear.layouts)
-        if self._per_example.vectorised:
-            selected = select_examples(batch, chosen)
-            rows: dict[Block, list[Tensor]] = {}
-            for block, _, gradient in self._per_example.gradients(selected, len(chosen)):
-                rows.setdefault(block, []).append(gradient)
-            for block, parts in rows.items():
-                if not probe.agrees(block, torch.cat(parts)):
-                    self._per_example.use_loop(f"its gradients of block {block.name!r} differ")
-                    break
+        self._check_per_example(probe, select_examples(batch, chosen))
         if conclusive and losses[chosen].isfinite().all():
             self._probed = len(chosen)
+
+    def _check_per_example(self, probe: Probe, examples: Any) -> None:
+        vectorised = self._per_example.vectorised
+        block = self._find_difference(probe, examples)
+        if block is not None and vectorised:
+            # Off already where vmap failed on a later chunk than the first.
+            if self._per_example.vectorised:
+                self._per_example.use_loop(f"its gradients of block {block.name!r} differ")
+            block = self._find_difference(probe, examples)
+        if block is not None:
+            msg = (
+                f"loss expects independent examples, but the gradient of block {block.name!r} is "
+                f"another for an example alone than in a batch of {len(probe.chosen)}: return losses "
+                f"that depend on one example each, in the gradient too (no sum over the batch less "
+                f"its detached value, no gradients scaled by batch frequencies, none at random)"
+            )
+            raise LossError(msg)
+
+    def _find_difference(self, probe: Probe, examples: Any) -> Block | None:
+        rows: dict[Block, list[Tensor]] = {}
+        for block, _, gradient in self._per_example.gradients(examples, len(probe.chosen)):
+            rows.setdefault(block, []).append(gradient)
+        gradients = {block: torch.cat(parts) for block, parts in rows.items()}
+        return probe.find_difference(gradients, self._blocks)
 
     def _hand_over_factors(
         self, losses: Tensor, calls: list[Call], sink: Sink, finite: Tensor

@@ -1,8 +1,8 @@
 """Linear layers: their inputs and output gradients, recorded by forward hooks.
 
 The gradient of one example's loss with respect to a linear layer's weight is the sum over tokens of
-output gradient times input (arXiv 2505.18976, section 3.3.1), so the two factors are all there is
-to keep, and the weight gradients of autograd are never computed.
+output gradient times input (arXiv 2505.18976), so the two factors are all there is to keep, and the
+weight gradients of autograd are never computed.
 """
 
 from __future__ import annotations

@@ -81,9 +81,10 @@ class PerExampleCapture:
         step = max(1, _CHUNK_BYTES // max(1, self._bytes))
         for start in range(0, n, step):
             examples = slice(start, min(n, start + step))
-            found = self._chunk(select_examples(batch, examples), examples.stop - start)
+            m = examples.stop - start
+            found = self._chunk(select_examples(batch, examples), m)
             for block in self._blocks:
-                rows = [found[name].flatten(1) for name in block.parameters]
+                rows = [found[name].reshape(m, -1) for name in block.parameters]
                 yield block, examples, rows[0] if len(rows) == 1 else torch.cat(rows, dim=1)
 
     def use_loop(self, reason: object) -> None:

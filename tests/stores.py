@@ -19,6 +19,28 @@ DTYPES = ("float32", "float16", "bfloat16", "int8")
 CHUNK_BYTES = 4 * 2**20
 
 
+INTERRUPTED = """
+import resource, signal, sys
+import numpy as np
+import grass_rs as grass
+
+store = grass.open_store(sys.argv[1])
+grass.set_num_threads(1)
+{before}
+# A call that nothing stops is killed.
+resource.setrlimit(resource.RLIMIT_CPU, (20, 20))
+signal.signal(signal.SIGALRM, signal.default_int_handler)
+signal.setitimer(signal.ITIMER_REAL, 0.5)
+try:
+    {call}
+except KeyboardInterrupt:
+    print("interrupted", store[:1].shape, store.ids[:1])
+else:
+    print("finished")
+"""
+"""A script that makes a call about a store, which must take minutes of the CPU, and sends itself a signal."""
+
+
 def columns(*widths: int) -> list[grass.Column]:
     """Return columns of these widths, side by side."""
     offsets = np.cumsum([0, *widths]).tolist()

@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorDataset
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    RandomSampler,
+    SubsetRandomSampler,
+    TensorDataset,
+    WeightedRandomSampler,
+)
 
 import grass_rs as grass
 from networks import (
@@ -179,6 +186,51 @@ class TestRefused:
         again = self._cache(model, loader, tmp_path / "s", on_nonfinite="skip")
         assert len(again) == 18
 
+    @pytest.mark.parametrize("dtype", ["float32", "int8"])
+    def test_products_that_float32_does_not_hold_are_not_finite(
+        self, tmp_path: Path, dtype: str
+    ) -> None:
+        model = nn.Linear(4, 3)
+        inputs = torch.ones(8, 4)
+        inputs[2] = 1e25
+
+        def loss(model: nn.Module, batch: list[torch.Tensor]) -> torch.Tensor:
+            (x,) = batch
+            return (1e-20 * model(x) * torch.where(x > 1e20, 1e20, 1.0)[:, :1] * 1e20).sum(1)
+
+        attributor = grass.Attributor(model, loss, grass.Plan.for_model(model, dim=8))
+        loader = loader_of(inputs, batch_size=8)
+        with pytest.raises(grass.NonFiniteError, match="example 2"):
+            attributor.cache(loader, tmp_path / "s", progress=False)
+        store = attributor.cache(loader, tmp_path / "s", dtype, on_nonfinite="skip", progress=False)
+        assert list(store.skipped_ids) == [2]
+        assert np.isfinite(store[:]).all()
+
+    def test_a_failure_before_the_first_rows_leaves_no_store(
+        self, model: nn.Module, tmp_path: Path
+    ) -> None:
+        for loader in ([], 5, [[torch.zeros(4, 2), torch.zeros(4)]]):
+            with pytest.raises((grass.GrassError, TypeError, RuntimeError)):
+                self._cache(model, loader, tmp_path / "s")
+            assert not (tmp_path / "s").exists()
+
+    def test_other_objects_in_place_of_ours(self, model: nn.Module, tmp_path: Path) -> None:
+        plan = grass.Plan.for_model(model, dim=8)
+        with pytest.raises(grass.SpecError, match=r"make it with Plan\.for_model"):
+            grass.Attributor(model, "mse", "factgrass")
+        with pytest.raises(grass.SpecError, match=r"open it with grass_rs\.open_store"):
+            grass.Attributor(model, "mse", plan).score([], str(tmp_path))
+        with pytest.raises(grass.DataError, match="ids expects a function"):
+            self._cache(model, loader_of(*mlp_data()), tmp_path / "s", ids=[1, 2])
+
+    def test_sparse_buffers_are_part_of_the_fingerprint(self, tmp_path: Path) -> None:
+        model = nn.Sequential(nn.Linear(6, 3))
+        model.register_buffer("adjacent", torch.eye(4).to_sparse())
+        self._cache(model, loader_of(*mlp_data()), tmp_path / "s")
+        model.adjacent = 2 * torch.eye(4).to_sparse()
+        with pytest.raises(grass.StoreMismatchError, match="model"):
+            self._cache(model, loader_of(*mlp_data()), tmp_path / "s")
+
     def test_an_unknown_policy_is_named(self, model: nn.Module, tmp_path: Path) -> None:
         with pytest.raises(grass.SpecError, match="did you mean 'skip'"):
             self._cache(model, loader_of(*mlp_data()), tmp_path / "s", on_nonfinite="skipp")
@@ -188,13 +240,21 @@ class TestRefused:
         with pytest.raises(grass.DataError, match="shuffle=False"):
             self._cache(model, loader, tmp_path / "s")
 
-    def test_a_shuffling_batch_sampler_needs_ids_too(
-        self, model: nn.Module, tmp_path: Path
-    ) -> None:
+    def test_every_sampler_that_shuffles_needs_ids(self, model: nn.Module, tmp_path: Path) -> None:
         data = TensorDataset(*mlp_data())
-        sampler = BatchSampler(RandomSampler(data), 4, drop_last=False)
-        with pytest.raises(grass.DataError, match="shuffle=False"):
-            self._cache(model, DataLoader(data, batch_sampler=sampler), tmp_path / "s")
+        shuffling = (
+            RandomSampler(data),
+            SubsetRandomSampler(range(20)),
+            WeightedRandomSampler([1] * 20, 20),
+        )
+        for sampler in shuffling:
+            batches = BatchSampler(sampler, 4, drop_last=False)
+            for loader in (
+                DataLoader(data, sampler=sampler),
+                DataLoader(data, batch_sampler=batches),
+            ):
+                with pytest.raises(grass.DataError, match="shuffle=False"):
+                    self._cache(model, loader, tmp_path / "s")
 
     def test_the_random_generator_is_left_alone(self, model: nn.Module, tmp_path: Path) -> None:
         loader = loader_of(*mlp_data())

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import OrderedDict, UserDict
+from collections.abc import Iterator, MutableMapping
+from concurrent.futures import ThreadPoolExecutor
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -193,7 +195,35 @@ def test_nested_tensors_are_refused() -> None:
         run(Through(call), torch.randn(N, 5, 4))
 
 
+def sorted_by_first(a: nn.Linear, x: Tensor) -> Tensor:
+    order = x[:, 0].argsort()
+    return a(x[order])[order.argsort()]
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_layer_that_sees_examples_in_another_order_is_refused(seed: int) -> None:
+    """Also where the examples that are compared first happen to be in order."""
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Linear(4, 4))
+    model.forward = lambda x: sorted_by_first(model[0], x)
+    shuffled = torch.randn(8, 4)
+    ordered = shuffled[shuffled[:, 0].argsort()]
+    run(model, ordered)
+    with pytest.raises(GrassError, match=r"order of the batch|apart from another|depend on one"):
+        run(model, ordered, shuffled)
+
+
 # Uses
+
+
+def test_a_model_is_captured_by_one_thread_at_a_time() -> None:
+    model = nn.Linear(3, 2).train()
+    with Capture(model, squares, find_blocks(model)):
+        with ThreadPoolExecutor(1) as other, pytest.raises(GrassError, match="another thread"):
+            other.submit(run, model, torch.zeros(N, 3)).result()
+        assert not model.training
+    assert model.training
+    run(model, torch.zeros(N, 3))
 
 
 def test_capture_is_used_open_and_once_at_a_time() -> None:
@@ -201,7 +231,7 @@ def test_capture_is_used_open_and_once_at_a_time() -> None:
     capture = Capture(model, squares, find_blocks(model))
     with pytest.raises(GrassError, match="not open: call run inside `with capture:`"):
         capture.run(torch.zeros(N, 3), RowSink(N))
-    with capture, pytest.raises(GrassError, match="already open: leave its `with` block"), capture:
+    with capture, pytest.raises(GrassError, match="being captured already"), capture:
         pass
     assert len(model._forward_hooks) == 0
 
@@ -223,6 +253,37 @@ def test_count_examples_of_nested_batches() -> None:
     assert count_examples(x) == 4
     assert count_examples((x, [x, {"a": x}], "name", None, 3)) == 4
     assert count_examples(UserDict(a=x)) == 4
+
+
+class Shared(MutableMapping[str, Tensor]):
+    """A mapping whose shallow copy holds the same dict."""
+
+    def __init__(self, data: dict[str, Tensor]) -> None:
+        self.data = data
+
+    def __getitem__(self, key: str) -> Tensor:
+        return self.data[key]
+
+    def __setitem__(self, key: str, value: Tensor) -> None:
+        self.data[key] = value
+
+    def __delitem__(self, key: str) -> None:
+        del self.data[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.data)
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+
+def test_the_callers_batch_is_left_alone() -> None:
+    model = nn.Linear(3, 2)
+    batch = Shared({"x": torch.randn(N, 3)})
+    held = batch["x"]
+    with Capture(model, lambda m, b: squares(m, b["x"]), find_blocks(model)) as capture:
+        capture.run(batch, RowSink(N))
+    assert batch["x"] is held
 
 
 @pytest.mark.parametrize(

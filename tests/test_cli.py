@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -244,3 +245,14 @@ def test_commands_about_stores_load_no_torch(train: Path, queries: Path) -> None
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_names_that_the_terminal_cannot_write_are_escaped(tmp_path: Path) -> None:
+    column = grass.Column("schicht-\u03b2", 0, 3, {})
+    with grass.create_store(tmp_path / "s", [column]) as writer:
+        writer.append(np.ones((1, 3)), [0])
+        writer.finish()
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
+    done = run("inspect", tmp_path / "s", env=environment)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "schicht-\\u03b2" in done.stdout

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 import grass_rs as grass
@@ -68,33 +68,33 @@ def test_many_tokens_equal_twin(tokens: int, d_in: int, d_out: int, k: int) -> N
 
 
 @pytest.mark.parametrize("kind", ["cyclic", "iid"])
-def test_factgrass_is_unbiased(kind: str) -> None:
+@given(first=st.integers(0, 2**64 - 3000))
+@example(first=0)
+def test_factgrass_is_unbiased(kind: str, first: int) -> None:
     moments.assert_unbiased(
         lambda seed: grass.FactGraSS(6, 5, 4, seed=seed, mask_in=4, mask_out=3, kind=kind),
         np.kron(moments.mask(5, 3), moments.mask(6, 4)) * moments.sketch(30, 4),
-        range(3000),
+        range(first, first + 3000),
     )
 
 
 @pytest.mark.parametrize(
-    ("arguments", "error", "message"),
+    ("arguments", "message"),
     [
-        ({"in_features": 0}, grass.SpecError, "in_features"),
-        ({"out_features": 0}, grass.SpecError, "out_features"),
-        ({"output_dim": 0}, grass.SpecError, "output_dim"),
-        ({"mask_in": 0}, grass.SpecError, "mask_in"),
-        ({"mask_out": 0}, grass.SpecError, "mask_out"),
-        ({"mask_in": 9}, grass.SpecError, "mask_in"),
-        ({"mask_out": 6}, grass.SpecError, "mask_out"),
-        ({"mask_in": grass.Mask([0], 5)}, grass.SpecError, "mask_in"),
-        ({"mask_out": grass.RandomMask(8, 2, seed=0)}, grass.SpecError, "mask_out"),
-        ({"mask_in": grass.SJLT(8, 4, seed=0)}, (grass.SpecError, TypeError), "mask_in"),
-        ({"kind": "idd"}, grass.SpecError, "iid"),
+        ({"in_features": 0}, "in_features"),
+        ({"out_features": 0}, "out_features"),
+        ({"output_dim": 0}, "output_dim"),
+        ({"mask_in": 0}, "mask_in"),
+        ({"mask_out": 0}, "mask_out"),
+        ({"mask_in": 9}, "mask_in"),
+        ({"mask_out": 6}, "mask_out"),
+        ({"mask_in": grass.Mask([0], 5)}, "mask_in"),
+        ({"mask_out": grass.RandomMask(8, 2, seed=0)}, "mask_out"),
+        ({"mask_in": grass.SJLT(8, 4, seed=0)}, "mask_in"),
+        ({"kind": "idd"}, "iid"),
     ],
 )
-def test_factgrass_refuses_bad_arguments(
-    arguments: dict[str, Any], error: type[Exception], message: str
-) -> None:
+def test_factgrass_refuses_bad_arguments(arguments: dict[str, Any], message: str) -> None:
     good = {"in_features": 8, "out_features": 5, "output_dim": 4, "seed": 0}
-    with pytest.raises(error, match=message):
+    with pytest.raises(grass.SpecError, match=message):
         grass.FactGraSS(**(good | arguments))

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 import grass_rs as grass
@@ -56,10 +56,14 @@ def test_normal_numbers_have_a_normal_distribution() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("p", "k"), [(20, 6), (7, 16)])
-def test_gaussian_is_unbiased(kind: str, p: int, k: int) -> None:
+@given(first=st.integers(0, 2**64 - 1500))
+@example(first=0)
+def test_gaussian_is_unbiased(kind: str, p: int, k: int, first: int) -> None:
     by_formula = moments.normal if kind == "normal" else moments.rademacher
     moments.assert_unbiased(
-        lambda seed: grass.Gaussian(p, k, seed=seed, kind=kind), by_formula(p, k)
+        lambda seed: grass.Gaussian(p, k, seed=seed, kind=kind),
+        by_formula(p, k),
+        range(first, first + 1500),
     )
 
 

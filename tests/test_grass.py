@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 import grass_rs as grass
@@ -60,12 +60,14 @@ def test_mask_given_as_itself_is_the_same_compressor() -> None:
 
 
 @pytest.mark.parametrize("kind", ["cyclic", "iid"])
-def test_grass_is_unbiased(kind: str) -> None:
+@given(first=st.integers(0, 2**64 - 3000))
+@example(first=0)
+def test_grass_is_unbiased(kind: str, first: int) -> None:
     p, k, kept = 20, 5, 12
     moments.assert_unbiased(
         lambda seed: grass.GraSS(p, k, seed=seed, mask_dim=kept, kind=kind),
         moments.mask(p, kept) * moments.sketch(p, k),
-        range(3000),
+        range(first, first + 3000),
     )
 
 
@@ -101,22 +103,20 @@ def test_grass_of_billions_is_a_small_pickle() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "error", "message"),
+    ("arguments", "message"),
     [
-        ({"input_dim": 0}, grass.SpecError, "input_dim"),
-        ({"output_dim": 0}, grass.SpecError, "output_dim"),
-        ({"mask_dim": 0}, grass.SpecError, "mask_dim"),
-        ({"mask_dim": 21}, grass.SpecError, "mask_dim"),
-        ({"mask": grass.Mask([0, 1], 19)}, grass.SpecError, "mask"),
-        ({"mask": grass.Mask([0, 1], 20), "mask_dim": 3}, grass.SpecError, "mask_dim"),
-        ({"mask": grass.SJLT(20, 4, seed=0)}, (grass.SpecError, TypeError), "mask"),
-        ({"kind": "cylic"}, grass.SpecError, "cyclic"),
-        ({"seed": -1}, grass.SpecError, "seed"),
+        ({"input_dim": 0}, "input_dim"),
+        ({"output_dim": 0}, "output_dim"),
+        ({"mask_dim": 0}, "mask_dim"),
+        ({"mask_dim": 21}, "mask_dim"),
+        ({"mask": grass.Mask([0, 1], 19)}, "mask"),
+        ({"mask": grass.Mask([0, 1], 20), "mask_dim": 3}, "mask_dim"),
+        ({"mask": grass.SJLT(20, 4, seed=0)}, "mask"),
+        ({"kind": "cylic"}, "cyclic"),
+        ({"seed": -1}, "seed"),
     ],
 )
-def test_grass_refuses_bad_arguments(
-    arguments: dict[str, Any], error: type[Exception], message: str
-) -> None:
+def test_grass_refuses_bad_arguments(arguments: dict[str, Any], message: str) -> None:
     good = {"input_dim": 20, "output_dim": 4, "seed": 0}
-    with pytest.raises(error, match=message):
+    with pytest.raises(grass.SpecError, match=message):
         grass.GraSS(**(good | arguments))

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from grass_rs.capture import Capture, find_blocks, resolve_loss
 from grass_rs.errors import LossError, SpecError, UnsupportedLayerError
-from per_example_twin import RowSink
+from per_example_twin import RowSink, assert_captured_rightly
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -367,3 +367,33 @@ def test_inference_mode_is_refused() -> None:
         pytest.raises(LossError, match=r"torch\.inference_mode\(\) is on: leave it, or use"),
     ):
         run(model, outputs_of, batch)
+
+
+@pytest.mark.parametrize("name", ["mse", "binary_cross_entropy"])
+def test_targets_may_have_no_axis_but_the_examples(name: str) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 1), nn.Flatten(0))
+    batch = torch.randn(6, 4), torch.rand(6)
+    blocks = assert_captured_rightly(model, resolve_loss(name), batch, 6, 1e-5)
+    assert len(blocks) == 1
+
+
+def test_a_mean_is_refused_however_small_the_losses_are() -> None:
+    model = nn.Linear(4, 2, bias=False)
+    with torch.no_grad():
+        model.weight *= 1e-5
+    with (
+        pytest.raises(LossError, match="divided by the batch size"),
+        Capture(model, lambda m, x: m(x).square().sum(1) / len(x), find_blocks(model)) as capture,
+    ):
+        capture.run(torch.randn(8, 4), RowSink(8))
+
+
+@pytest.mark.parametrize("captured", [nn.Linear(4, 2), nn.LayerNorm(4)])
+def test_a_loss_of_another_model_is_refused(captured: nn.Module) -> None:
+    other = nn.Linear(4, 2)
+    with (
+        pytest.raises(LossError, match="compute it with the given model"),
+        Capture(captured, lambda _, x: other(x).sum(1), find_blocks(captured)) as capture,
+    ):
+        capture.run(torch.randn(8, 4), RowSink(8))

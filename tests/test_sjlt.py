@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 import grass_rs as grass
@@ -67,9 +67,13 @@ def test_cyclic_of_no_more_coordinates_than_buckets_is_lossless(
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("p", "k", "nnz"), [(30, 8, 1), (30, 12, 3), (5, 12, 2)])
-def test_sjlt_is_unbiased(kind: str, p: int, k: int, nnz: int) -> None:
+@given(first=st.integers(0, 2**64 - 1500))
+@example(first=0)
+def test_sjlt_is_unbiased(kind: str, p: int, k: int, nnz: int, first: int) -> None:
     moments.assert_unbiased(
-        lambda seed: grass.SJLT(p, k, seed=seed, nnz=nnz, kind=kind), moments.sketch(p, k)
+        lambda seed: grass.SJLT(p, k, seed=seed, nnz=nnz, kind=kind),
+        moments.sketch(p, k),
+        range(first, first + 1500),
     )
 
 

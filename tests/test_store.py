@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import grass_rs as grass
-from stores import DTYPES, columns, files, numbers, reference_files, write
+from stores import DTYPES, INTERRUPTED, columns, files, numbers, reference_files, write
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -142,6 +142,20 @@ def test_any_floats_and_strides_are_taken(tmp_path: Path) -> None:
     np.testing.assert_array_equal(store[:], np.tile(rows[:, ::2], (4, 1)))
 
 
+@pytest.mark.parametrize(
+    "dtype",
+    [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn],
+    ids=str,
+)
+def test_tensors_of_any_float_dtype_are_taken(tmp_path: Path, dtype: torch.dtype) -> None:
+    rows = torch.from_numpy(numbers(6, 12)).to(dtype).requires_grad_()
+    store = write(tmp_path / "s", rows, (12,))
+    np.testing.assert_array_equal(store[:], rows.detach().to(torch.float32).numpy())
+    writer = grass.create_store(tmp_path / "n", columns(12))
+    writer.append(torch._neg_view(rows.detach().float()), range(6))
+    np.testing.assert_array_equal(writer.finish()[:], -store[:])
+
+
 def test_appending_nothing_is_fine(tmp_path: Path) -> None:
     with grass.create_store(tmp_path / "s", columns(3)) as writer:
         writer.append(np.zeros((0, 3)), [])
@@ -162,6 +176,15 @@ def bad_appends() -> Iterator[tuple[Any, Any, type[Exception], str]]:
     yield rows, [1, 1], grass.DataError, "id 1 is twice among the new ids"
     yield rows, [1, 77], grass.DataError, "id 77 is in the store already"
     yield rows.astype(complex), [1, 2], grass.UnsupportedArrayError, "got complex128"
+    yield [[0, 0, 0], [0, 0]], [1, 2], grass.ShapeError, "got a list of no one shape"
+    yield rows, [[1], [2, 3]], grass.DataError, "got a list that is no array"
+    tensor = torch.zeros((2, 3))
+    yield tensor.to_sparse(), [1, 2], grass.UnsupportedArrayError, "got a Tensor that is no array"
+    yield tensor.to("meta"), [1, 2], grass.UnsupportedArrayError, "got a Tensor that is no array"
+    yield tensor > 0, [1, 2], grass.UnsupportedArrayError, "float numbers, got bool"
+    yield tensor.cfloat().conj(), [1, 2], grass.UnsupportedArrayError, "is no array"
+    yield [tensor.bfloat16()[0]], [1], grass.UnsupportedArrayError, "is no array"
+    yield tensor[:, :2], [1, 2], grass.ShapeError, r"got \(2, 2\)"
 
 
 @pytest.mark.parametrize(("rows", "ids", "error", "words"), list(bad_appends()))
@@ -170,8 +193,9 @@ def test_bad_rows_and_ids_are_refused_and_nothing_is_lost(
 ) -> None:
     writer = grass.create_store(tmp_path / "s", columns(3))
     writer.append(np.ones((1, 3)), [77])
-    with pytest.raises(error, match=words):
+    with pytest.raises(error, match=words) as caught:
         writer.append(rows, ids)
+    assert "\n" not in str(caught.value)
     writer.append(np.zeros((2, 3)), [1, 2])
     np.testing.assert_array_equal(writer.finish().ids, [77, 1, 2])
 
@@ -293,11 +317,44 @@ def test_verify_lists_all_damage(tmp_path: Path) -> None:
             reader.ids  # noqa: B018 - reading is what raises
 
 
+def test_all_damage_of_a_store_that_is_not_opened_is_listed(tmp_path: Path) -> None:
+    from grass_rs.store import verify_store
+
+    # 64 KiB a row: 64 rows a chunk.
+    whole = write(tmp_path / "s", numbers(150, 16_384), (16_384,))
+    assert len(verify_store(tmp_path / "s")) == 150
+    os.truncate(whole.path / "shard-00000.rows", 4096 + 149 * 65_536)
+    with (whole.path / "shard-00000.rows").open("r+b") as file:
+        file.seek(4096 + 70 * 65_536)
+        file.write(b"\x55")
+    (whole.path / "shard-00000.ids").unlink()
+    with pytest.raises(grass.CorruptStoreError, match=r"damaged in 2 places: shard 0 rows .* ids "):
+        grass.open_store(whole.path)
+    with pytest.raises(grass.CorruptStoreError, match=r"3 places: .* ids .* chunk 1 rows 64:128 "):
+        verify_store(whole.path)
+    with pytest.raises(grass.StoreNotFoundError):
+        verify_store(tmp_path / "none")
+
+
+def test_ctrl_c_stops_reading_rows(tmp_path: Path, run_script: Callable[..., str]) -> None:
+    # Two chunks, each mapped again for every other row.
+    rows = np.ones((2**19 + 1, 1), np.float32)
+    store = write(tmp_path / "s", rows, (1,), "int8")
+    script = INTERRUPTED.format(
+        before="numbers = np.tile(np.array([0, 2**19], np.uint64), 2**25)",
+        call="store._native.read_rows(numbers)",
+    )
+    printed = run_script(script, str(store.path))
+    assert printed == "interrupted (1, 1) [100]\n"
+
+
 def test_a_store_that_lost_bytes_is_not_opened(tmp_path: Path) -> None:
     write(tmp_path / "s", numbers(5, 3), (3,))
     os.truncate(tmp_path / "s/shard-00000.rows", 4096 + 59)
     (tmp_path / "s/shard-00000.log").write_bytes(b"x" * 20)
-    with pytest.raises(grass.CorruptStoreError, match="expected 4156 bytes for 5 rows, got 4155"):
+    with pytest.raises(
+        grass.CorruptStoreError, match=r"4156 bytes for 5 rows, got 4155.*shard 0 log"
+    ):
         grass.open_store(tmp_path / "s")
 
 

@@ -74,15 +74,31 @@ def test_batch_split_does_not_matter(spec: dict[str, Any], cut: int) -> None:
     assert bits(np.concatenate(parts)) == bits(compressor(*arguments))
 
 
-@pytest.mark.parametrize("threads", [-1, 1.5, "2", None, 2**70])
+@pytest.mark.parametrize("threads", [0, -1, 1.5, 2.0, "2", None, 2**70, -(2**70)])
 def test_bad_number_of_threads_is_refused(threads: Any) -> None:
     before = grass.num_threads()
-    with pytest.raises((grass.GrassError, TypeError, OverflowError)):
+    with pytest.raises(grass.SpecError) as caught:
         grass.set_num_threads(threads)
+    expected = f"set_num_threads expects a whole number from 1 to 1024, got {threads!r}"
+    assert str(caught.value).startswith(expected)
+    assert "\n" not in str(caught.value)
     assert grass.num_threads() == before
 
 
-READ_VARIABLE = "import grass_rs as grass; print(grass.num_threads())"
+def test_any_integer_type_is_a_number_of_threads(num_threads: Callable[[Any], None]) -> None:
+    num_threads(np.int64(2))
+    assert grass.num_threads() == 2
+
+
+READ_VARIABLE = """
+import warnings
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    import grass_rs as grass
+print(grass.num_threads())
+for warning in caught:
+    print(f"{warning.category.__name__}: {warning.message}")
+"""
 
 
 def test_environment_variable_sets_the_number(
@@ -90,6 +106,21 @@ def test_environment_variable_sets_the_number(
 ) -> None:
     monkeypatch.setenv("GRASS_NUM_THREADS", "3")
     assert run_script(READ_VARIABLE) == "3\n"
+
+
+@pytest.mark.parametrize("value", ["abc", "0", "-2", "1.5", str(2**64)])
+def test_bad_environment_variable_is_one_warning_and_all_cores(
+    run_script: Callable[..., str], monkeypatch: pytest.MonkeyPatch, value: str
+) -> None:
+    monkeypatch.delenv("GRASS_NUM_THREADS", raising=False)
+    all_cores = run_script(READ_VARIABLE)
+    assert int(all_cores) >= 1
+    monkeypatch.setenv("GRASS_NUM_THREADS", value)
+    warning = (
+        f"RuntimeWarning: GRASS_NUM_THREADS expects a whole number from 1 to 1024, got {value!r}: "
+        f"all cores are used\n"
+    )
+    assert run_script(READ_VARIABLE) == all_cores + warning
 
 
 def test_many_python_threads_at_once(num_threads: Callable[[int], None]) -> None:

@@ -33,7 +33,7 @@ def python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the interpreter of the clean environment."""
     folder = tmp_path_factory.mktemp("clean")
     subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
-    interpreter = folder / ("Scripts" if os.name == "nt" else "bin") / "python"
+    interpreter = folder / "bin" / "python"
     pip = [str(interpreter), "-m", "pip", "--disable-pip-version-check"]
     subprocess.run([*pip, "install", "--quiet", str(wheel)], check=True)
     return interpreter

@@ -15,6 +15,7 @@ __all__ = [
     "num_threads",
     "score_store",
     "set_num_threads",
+    "verify_store",
 ]
 
 @final
@@ -82,6 +83,7 @@ class StoreReader:
     def read_rows(self, rows: NDArray[np.uint64]) -> NDArray[np.float32]: ...
     def verify(self) -> None: ...
 
+def verify_store(path: str | PathLike[str]) -> None: ...
 def check_same_columns(
     path: str | PathLike[str],
     stored: list[tuple[str, int, str]],

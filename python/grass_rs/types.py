@@ -82,7 +82,7 @@ class Scores:
 
         """
         kept = self.values.shape[1]
-        if not 1 <= k <= kept:
+        if not isinstance(k, (int, np.integer)) or not 1 <= k <= kept:
             msg = f"top expects k from 1 to {kept} (scores a query), got {k}"
             raise ShapeError(msg)
         ids = np.broadcast_to(self.ids, self.values.shape)

@@ -49,8 +49,9 @@ def words() -> list[dict[str, Any]]:
 
 
 def bits() -> list[dict[str, Any]]:
-    """Return bits of the sign streams, around a word's and a counter's end."""
-    numbers = (*range(130), 2**32 - 1, 2**39 - 1, 2**39, 2**64 - 1)
+    """Return bits of the sign streams, around the ends of words and counters."""
+    around = (range(end - 5, end + 5) for end in (32, 64, 96, 128, 256))
+    numbers = (*range(8), *itertools.chain(*around), 2**32 - 1, 2**39 - 1, 2**39, 2**64 - 1)
     return [
         {"seed": seed, "stream": stream, "n": n, "bit": reference.bit(seed, stream, n)}
         for seed, stream, n in itertools.product(SEEDS[1:3], (3, 9), numbers)

@@ -115,6 +115,10 @@ def as_output(what: str, out: Any, shape: tuple[int, ...]) -> np.ndarray[Any, An
         For another shape, or an array that is not C-contiguous or not writable.
 
     """
+    if _torch_tensor(out) and out.requires_grad:
+        raise _unsupported(
+            f"{what}: out", "a tensor of an autograd graph: allocate it with torch.empty"
+        )
     view = _view(what, out)
     if view.dtype != np.float32 or not view.dtype.isnative or not view.flags.aligned:
         kind = f"{view.dtype}, aligned={view.flags.aligned}: allocate it as float32"

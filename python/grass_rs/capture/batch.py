@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
+from collections import UserDict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -90,7 +91,8 @@ def _rebuild(batch: Any, tensors: Iterator[Tensor]) -> Any:
         return next(tensors)
     if isinstance(batch, Mapping):
         values = {key: _rebuild(value, tensors) for key, value in batch.items()}
-        if not isinstance(batch, MutableMapping):
+        if not isinstance(batch, (dict, UserDict)):
+            # A copy of another mapping might share what it holds with the caller's.
             return values
         rebuilt = copy.copy(batch)
         for key, value in values.items():

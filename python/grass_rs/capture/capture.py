@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -32,6 +34,13 @@ if TYPE_CHECKING:
 
 __all__ = ["Capture", "CapturedBatch", "Sink"]
 
+_LOCK = threading.Lock()
+_CAPTURED: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+"""Models that a capture is open on: two would record each other's calls."""
+
+_ORDER_TOLERANCE = 0.1
+"""Weights are powers of two, so that nothing but rounding of tiny numbers differs."""
+
 Sink = Callable[[Block, slice, "Factors | Tensor"], None]
 """Takes (block, examples, gradient) any number of times; what comes for one example adds up."""
 
@@ -60,7 +69,9 @@ class Capture:
     Before the first batch, and the first with two or more examples, is captured, at most three of
     its examples are compared with themselves alone, to find losses that tie examples together,
     layers that keep examples on another axis, and layers whose hooks do not see all: about ten
-    forward and backward passes over those examples, and a second forward pass over the batch.
+    forward and backward passes over those examples, and a second forward pass over the batch. The
+    batches number 1, 2, 4, 8 and so on get a second backward pass, with a weight on each loss, that
+    shows whether all rows are of the example that they are counted to.
 
     Parameters
     ----------
@@ -90,6 +101,7 @@ class Capture:
         self._state: ModelState | None = None
         self._handles: list[RemovableHandle] = []
         self._probed = 0
+        self._batches = 0
 
     def __enter__(self) -> Self:
         """Put the model in evaluation mode and attach the hooks.
@@ -97,12 +109,24 @@ class Capture:
         Raises
         ------
         GrassError
-            If the capture is already open.
+            If a capture of the model is open already, in this thread or another.
 
         """
-        if self._state is not None:
-            msg = "this Capture is already open: leave its `with` block first"
-            raise GrassError(msg)
+        with _LOCK:
+            if self._model in _CAPTURED:
+                msg = (
+                    "this model is being captured already, here or in another thread: leave that "
+                    "capture first, or give each thread a copy of the model"
+                )
+                raise GrassError(msg)
+            _CAPTURED.add(self._model)
+        try:
+            return self._open()
+        except BaseException:
+            _CAPTURED.discard(self._model)
+            raise
+
+    def _open(self) -> Self:
         self._state = ModelState(self._model)
         self._handles = [*refuse_batch_statistics(self._model), *self._linear.attach()]
         self._state.hold()
@@ -123,6 +147,7 @@ class Capture:
             for handle in self._handles:
                 handle.remove()
             self._state, self._handles = None, []
+            _CAPTURED.discard(self._model)
 
     def run(self, batch: Any, sink: Sink) -> CapturedBatch:
         """Capture one batch.
@@ -204,6 +229,7 @@ class Capture:
         chosen = choose_examples(losses)
         probe = Probe(self._forward, batch, chosen, self._parameters)
         probe.check_losses(losses)
+        probe.check_connected(self._blocks)
         probe.check_inputs()
         self._linear.layouts |= probe.find_layouts()
         conclusive = probe.check_factors(self._blocks, self._linear.layouts)
@@ -241,9 +267,18 @@ class Capture:
         if not calls:
             return
         n = len(losses)
+        edges = [call.edge for call in calls]
+        weights = self._weights(losses)
+        weighted: Sequence[Tensor | None] = ()
+        if weights is not None:
+            total = (weights * losses).sum()
+            weighted = torch.autograd.grad(total, edges, allow_unused=True, retain_graph=True)
         gradients: list[Tensor | None] = list(
-            torch.autograd.grad(losses.sum(), [c.edge for c in calls], allow_unused=True)
+            torch.autograd.grad(losses.sum(), edges, allow_unused=True)
         )
+        if weights is not None:
+            self._check_order(calls, gradients, weighted, weights)
+        del weighted
         # From the last layer to the first, letting go of each.
         while calls:
             call, gradient = calls.pop(), gradients.pop()
@@ -262,6 +297,44 @@ class Capture:
                 rows = _finite_rows(factors.inputs) & _finite_rows(factors.grad_outputs)
                 finite &= rows.to(finite.device)
                 sink(call.site.block, slice(0, n), factors)
+
+    def _weights(self, losses: Tensor) -> Tensor | None:
+        """Return powers of two, one an example, for the first batch and ever rarer ones after it."""
+        n = len(losses)
+        self._batches += n > 1
+        if n == 1 or self._batches & (self._batches - 1):
+            return None
+        generator = torch.Generator().manual_seed(self._batches)
+        # No fractions: in half precision they would round to nothing.
+        return torch.exp2(torch.randint(0, 11, (n,), generator=generator).to(losses))
+
+    def _check_order(
+        self,
+        calls: Sequence[Call],
+        gradients: Sequence[Tensor | None],
+        weighted: Sequence[Tensor | None],
+        weights: Tensor,
+    ) -> None:
+        """Check that a weight on an example's loss scales that example's rows, and no others."""
+        n = len(weights)
+        for call, gradient, other in zip(calls, gradients, weighted, strict=True):
+            layout = self._linear.layouts.get(call.site.module)
+            if gradient is None or other is None or layout is None:
+                continue
+            if not layout.fits(call.shape, n):
+                continue  # refused with its reason when the factors are made
+            rows = layout.to_examples(gradient, n).flatten(1).float()
+            expected = rows * weights.to(rows)[:, None]
+            difference = layout.to_examples(other, n).flatten(1).float() - expected
+            wrong = difference.norm(dim=1) > _ORDER_TOLERANCE * expected.norm(dim=1)
+            wrong &= difference.isfinite().all(dim=1)
+            if wrong.any():
+                msg = (
+                    f"layer {call.site.name!r} expects the examples in the order of the batch, but row "
+                    f"{int(wrong.nonzero()[0])} of its output is another example's or several's: do "
+                    f"not sort, permute or mix examples in the model, or leave the layer out with layers="
+                )
+                raise UnsupportedLayerError(msg)
 
 
 def _finite_rows(gradient: Tensor) -> Tensor:

@@ -110,6 +110,27 @@ class Probe:
         if self._alone:
             alone = torch.stack([loss for loss, _ in self._alone])
             self._compare_losses(alone, "alone")
+            self._refuse_mean(alone)
+
+    def check_connected(self, blocks: Sequence[Block]) -> None:
+        """Check that the losses depend on a captured parameter.
+
+        Raises
+        ------
+        LossError
+            If they depend on none.
+
+        """
+        for group in self._groups(blocks):
+            parameters = [self._parameters[name] for block in group for name in block.parameters]
+            for i in range(len(self.chosen)):
+                if any(gradient is not None for gradient in self._gradients(i, parameters)):
+                    return
+        msg = (
+            "loss expects to depend on the captured parameters, but no gradient reaches one: compute "
+            "it with the given model, not with another or a copy"
+        )
+        raise LossError(msg)
 
     def check_inputs(self) -> None:
         """Check that the gradient of an example's loss reaches no other example's input.
@@ -266,6 +287,18 @@ class Probe:
             )
             raise LossError(msg)
 
+    def _refuse_mean(self, alone: Tensor) -> None:
+        """Refuse losses divided by the batch size, also where they are as small as rounding."""
+        losses, m = self._losses.detach(), len(alone)
+        close = (m * losses - alone).abs() <= self._tolerance * alone.abs()
+        if m > 1 and bool((close & (alone != 0) & alone.isfinite()).all()):
+            msg = (
+                f"loss expects the same value for an example whatever else is in the batch, but all are "
+                f"divided by the batch size: example {self.chosen[0]} has {float(losses[0]):.6g} in a "
+                f"batch of {m} and {float(alone[0]):.6g} alone: do not average"
+            )
+            raise LossError(msg)
+
     def _layouts_by_shape(self, module: nn.Linear, indices: Sequence[int]) -> list[Layout]:
         alone = [
             [call.shape for call in calls if call.site.module is module] for _, calls in self._alone
@@ -410,6 +443,7 @@ def _layouts_of_shape(
 def _other_rows(gradient: Tensor, i: int) -> int | None:
     """Return the first row but i that a gradient reaches; a NaN is no evidence (0 times infinity)."""
     dense = gradient.to_dense() if gradient.is_sparse else gradient
-    reached = (dense.flatten(1).nan_to_num(0.0, 0.0, 0.0) != 0).any(dim=1)
+    rows = dense.reshape(len(dense), -1)
+    reached = (rows.nan_to_num(0.0, 0.0, 0.0) != 0).any(dim=1)
     reached[i] = False
     return int(reached.nonzero()[0]) if reached.any() else None

@@ -7,6 +7,7 @@ import resource
 import sys
 import time
 from argparse import ArgumentParser, ArgumentTypeError, Namespace, RawDescriptionHelpFormatter
+from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The words after the program's name; None = those of this process.
 
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            # Names of layers and files may be what the terminal's encoding cannot write.
+            stream.reconfigure(errors="backslashreplace")
     parsed = _parser().parse_args(arguments)
     try:
         sys.stdout.write(parsed.run(parsed) + "\n")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from grass_rs.store import open_store
+from grass_rs.store import open_store, verify_store
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -23,8 +23,7 @@ def inspect(arguments: Namespace) -> str:
 
 def verify(arguments: Namespace) -> str:
     """Check every byte of a store; `CorruptStoreError` lists all damage found."""
-    store = open_store(arguments.store)
-    store.verify()
+    store = verify_store(arguments.store)
     return f"{arguments.store}: {len(store):,} rows are as they were written"
 
 
@@ -84,7 +83,7 @@ def _text(facts: dict[str, Any]) -> Iterator[str]:
 def _summary(spec: dict[str, Any]) -> str:
     """Return a spec in one line: its type and options; a list by its length, a mask by its type."""
     options = (f"{name}={_short(value)}" for name, value in spec.items() if name != "type")
-    return " ".join([spec["type"], *options])
+    return " ".join([str(spec.get("type", "(no type)")), *options])
 
 
 def _short(value: Any) -> str:

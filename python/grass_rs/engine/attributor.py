@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+from contextlib import ExitStack, closing
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,18 +14,23 @@ from torch import Tensor
 from grass_rs.capture import Capture, Factors, count_examples, find_blocks, resolve_loss
 from grass_rs.compress import RowCompressor
 from grass_rs.engine.examples import Examples
-from grass_rs.errors import NonFiniteError, SpecError, unknown_name
-from grass_rs.store import check_same_columns, check_same_fingerprints, create_store, open_store
+from grass_rs.engine.plan import Plan
+from grass_rs.errors import NonFiniteError, SpecError, StoreNotFoundError, unknown_name
+from grass_rs.store import (
+    Store,
+    check_same_columns,
+    check_same_fingerprints,
+    create_store,
+    open_store,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Generator, Iterable, Iterator
     from os import PathLike
 
     from numpy.typing import NDArray
 
     from grass_rs.capture import Block, Loss
-    from grass_rs.engine.plan import Plan
-    from grass_rs.store import Store, StoreWriter
     from grass_rs.types import Scores
 
 _GRADIENT_BYTES = 64 * 2**20
@@ -54,6 +61,8 @@ class Attributor:
 
     def __init__(self, model: torch.nn.Module, loss: str | Loss, plan: Plan) -> None:
         self._loss = resolve_loss(loss)
+        if not isinstance(plan, Plan):
+            raise SpecError(f"Attributor expects a Plan, got {plan!r}: make it with Plan.for_model")
         found = {block.name: block for block in find_blocks(model)}
         for block in plan.blocks:
             if found.get(block.name) != block:
@@ -122,7 +131,8 @@ class Attributor:
         if on_nonfinite not in _NONFINITE:
             raise SpecError(unknown_name("on_nonfinite", on_nonfinite, _NONFINITE))
         examples = Examples(loader, ids, progress=progress, description="cache")
-        writer = create_store(
+        create = partial(
+            create_store,
             path,
             self._plan.columns,
             dtype,
@@ -131,12 +141,23 @@ class Attributor:
             commit_bytes=commit_bytes,
             commit_seconds=commit_seconds,
         )
-        with writer:
-            begun = open_store(path)
-            if begun.complete:
+        with ExitStack() as stack:
+            begun = _open_if_there(path)
+            # A new store is made when its first rows are there, so that a failure before leaves none.
+            writer = None if begun is None else stack.enter_context(create())
+            if begun is not None and begun.complete:
                 examples.check_all_stored(begun.ids, begun.skipped_ids)
                 return begun
-            return self._finish(writer, examples, on_nonfinite)
+            committed = set() if writer is None else set(writer.committed_ids.tolist())
+            skipped: list[int] = []
+            missing = stack.enter_context(closing(self._missing(examples, committed, on_nonfinite)))
+            for batch_ids, rows, finite in missing:
+                writer = writer or stack.enter_context(create())
+                skipped.extend(batch_ids[~finite].tolist())
+                writer.append(rows[finite], batch_ids[finite])
+            examples.check_contains(committed)
+            writer = writer or stack.enter_context(create())
+            return writer.finish(skipped)
 
     def score(
         self,
@@ -184,6 +205,10 @@ class Attributor:
             If the store is unfinished, empty or damaged.
 
         """
+        if not isinstance(store, Store):
+            raise SpecError(
+                f"score expects a Store, got {store!r}: open it with grass_rs.open_store"
+            )
         check_same_columns(store.path, store.columns, self._plan.columns)
         check_same_fingerprints(store.path, store.fingerprints, self._fingerprints())
         return store.score(self.compress(query_loader, progress=progress), method, damping, top_k)
@@ -214,10 +239,10 @@ class Attributor:
                 parts.append(rows)
         return np.concatenate(parts)
 
-    def _finish(self, writer: StoreWriter, examples: Examples, on_nonfinite: str) -> Store:
-        """Capture what the store lacks of the examples, in order, and finish it."""
-        committed = set(writer.committed_ids.tolist())
-        skipped: list[int] = []
+    def _missing(
+        self, examples: Examples, committed: set[int], on_nonfinite: str
+    ) -> Generator[tuple[NDArray[np.uint64], NDArray[np.float32], NDArray[np.bool_]]]:
+        """Yield ids, rows, and which rows are finite, of what is not committed, in order."""
         with self._capture() as capture:
             for batch, ids in examples:
                 missing = np.array([example not in committed for example in ids.tolist()])
@@ -227,11 +252,7 @@ class Attributor:
                 rows, finite = self._compress(capture, batch)
                 if on_nonfinite == "raise":
                     _refuse_nonfinite(finite, ids, "mend it, or cache with on_nonfinite='skip'")
-                skipped.extend(ids[~finite].tolist())
-                kept = missing & finite
-                writer.append(rows[kept], ids[kept])
-        examples.check_contains(committed)
-        return writer.finish(skipped)
+                yield ids[missing], rows[missing], finite[missing]
 
     def _capture(self) -> Capture:
         return Capture(self._model, self._loss, self._plan.blocks)
@@ -253,10 +274,18 @@ class Attributor:
                 target += compressor(inputs, grad_outputs).numpy()
 
         captured = capture.run(batch, add)
-        return rows, captured.finite.cpu().numpy()
+        # Finite factors may have a product that float32 does not hold.
+        return rows, captured.finite.cpu().numpy() & np.isfinite(rows).all(axis=1)
 
     def _fingerprints(self) -> dict[str, str]:
         return {"plan": self._plan.fingerprint, "model": fingerprint_of(self._model)}
+
+
+def _open_if_there(path: str | PathLike[str]) -> Store | None:
+    try:
+        return open_store(path)
+    except StoreNotFoundError:
+        return None
 
 
 def fingerprint_of(model: torch.nn.Module) -> str:
@@ -264,7 +293,8 @@ def fingerprint_of(model: torch.nn.Module) -> str:
     digest = hashlib.sha256()
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        values = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+        dense = tensor.detach().to_dense() if tensor.layout != torch.strided else tensor.detach()
+        values = dense.cpu().contiguous().reshape(-1).view(torch.uint8)
         digest.update(values.numpy().tobytes())
     return digest.hexdigest()
 

@@ -6,7 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, RandomSampler
+from torch.utils.data import (
+    DataLoader,
+    RandomSampler,
+    SubsetRandomSampler,
+    WeightedRandomSampler,
+)
 from tqdm import tqdm
 
 from grass_rs.capture import count_examples
@@ -52,6 +57,10 @@ class Examples:
             raise DataError(
                 "expected a loader with the same order each time, as its examples are numbered in that "
                 "order, got one that shuffles: pass shuffle=False, or ids="
+            )
+        if ids is not None and not callable(ids):
+            raise DataError(
+                f"ids expects a function of a batch, got {ids!r}: pass lambda batch: its examples' ids"
             )
         self._loader = loader
         self._ids = ids
@@ -144,4 +153,5 @@ def _shuffles(loader: Iterable[Any]) -> bool:
     if not isinstance(loader, DataLoader):
         return False
     samplers = loader.sampler, getattr(loader.batch_sampler, "sampler", None)
-    return any(isinstance(sampler, RandomSampler) for sampler in samplers)
+    shuffling = RandomSampler, SubsetRandomSampler, WeightedRandomSampler
+    return any(isinstance(sampler, shuffling) for sampler in samplers)

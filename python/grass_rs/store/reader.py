@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from functools import cached_property
 from os import fspath
 from pathlib import Path
@@ -119,7 +120,8 @@ class Store:
         """
         if isinstance(index, slice):
             rows = range(len(self))[index]
-            return self._native.read_rows(np.fromiter(rows, dtype=np.uint64, count=len(rows)))
+            counted = np.arange(rows.start, rows.stop, rows.step, dtype=np.int64)
+            return self._native.read_rows(counted.astype(np.uint64))
         numbers = np.asarray(index)
         if numbers.dtype == np.bool_ and numbers.shape == (len(self),):
             numbers = np.flatnonzero(numbers)
@@ -145,7 +147,8 @@ class Store:
         Raises
         ------
         CorruptStoreError
-            With all damage found, each with shard, chunk and row range.
+            With all damage found, each with shard, chunk and row range. Of a store too damaged to be
+            opened, `grass-rs verify` lists it.
 
         """
         self._native.verify()
@@ -166,7 +169,8 @@ class Store:
         Parameters
         ----------
         queries
-            (n_query, width) floats, rows compressed by the store's plan; or a `Store` of them.
+            (n_query, width) floats, NumPy or torch on the CPU, rows compressed by the store's plan;
+            or a `Store` of them.
         method
             "influence": g_query^T (F + lambda I)^-1 g_train, with the empirical Fisher
             F = (1/n) sum g g^T over the store's rows, a block a column; "graddot": g_query^T g_train;
@@ -185,10 +189,12 @@ class Store:
         Raises
         ------
         ShapeError
-            If the queries have another width or are none, or top_k is out of range.
+            If the queries have another width or are none, or top_k is no whole number or out of range.
+        UnsupportedArrayError
+            If the queries are no numbers, or on another device.
         SpecError
-            If the method is unknown, the damping negative or not finite, or so small that F + lambda I
-            has no inverse.
+            If the method is unknown, the damping no number, negative or not finite, or so small that
+            F + lambda I has no inverse.
         NonFiniteError
             If a query, a stored row or a score is not finite.
         StoreMismatchError
@@ -239,18 +245,71 @@ def open_store(path: str | PathLike[str]) -> Store:
     return Store(_native.StoreReader(path), Path(fspath(path)))
 
 
+def verify_store(path: str | PathLike[str]) -> Store:
+    """Compare all of a store with its checksums, also one too damaged to be opened, and open it.
+
+    Raises
+    ------
+    StoreNotFoundError
+        If there is no store at the path.
+    CorruptStoreError
+        With all damage that its manifest and the logs of its shards tell of.
+    StoreError
+        If the store has a later format, or cannot be read.
+
+    """
+    _native.verify_store(path)
+    return open_store(path)
+
+
+def first_line(error: Exception) -> str:
+    """Return what another library says, as far as it fits in one line."""
+    return str(error).partition("\n")[0]
+
+
+def _as_array(rows: Any) -> np.ndarray[Any, Any]:
+    torch = sys.modules.get("torch")
+    if torch is None or not isinstance(rows, torch.Tensor):
+        return np.asarray(rows)
+    rows = rows.detach().resolve_neg()
+    # NumPy has no bfloat16, which float32 holds like every smaller type.
+    wide = rows.is_floating_point() and rows.dtype != torch.float64
+    array: np.ndarray[Any, Any] = (rows.float() if wide else rows).numpy()
+    return array
+
+
 def as_rows(rows: Any, expected: str, width: int) -> NDArray[np.float32]:
     """Return rows as a C-contiguous (n, width) float32 array, without a copy where they are one.
+
+    Parameters
+    ----------
+    rows
+        What NumPy takes as an array, or a torch CPU tensor of any float dtype, which is detached.
+    expected
+        The beginning of messages.
+    width
+        Numbers in a row.
 
     Raises
     ------
     UnsupportedArrayError
-        If they are not numbers.
+        If they are no numbers that are in the CPU's memory.
     ShapeError
-        If they have another shape; the message begins with `expected`.
+        If they have another shape, or none, as ragged lists.
 
     """
-    values = np.asarray(rows)
+    try:
+        values = _as_array(rows)
+    except ValueError as error:
+        raise ShapeError(
+            f"{expected}, got a {type(rows).__name__} of no one shape ({first_line(error)}): give rows "
+            f"of one length"
+        ) from error
+    except (RuntimeError, TypeError) as error:
+        raise UnsupportedArrayError(
+            f"{expected} of float numbers, got a {type(rows).__name__} that is no array "
+            f"({first_line(error)}): convert it to a NumPy array of floats"
+        ) from error
     if values.dtype.kind not in "fiu":
         raise UnsupportedArrayError(
             f"{expected} of float numbers, got {values.dtype}: convert them"

@@ -13,7 +13,7 @@ import numpy as np
 from grass_rs import _native
 from grass_rs.errors import DataError, ShapeError, SpecError, unknown_name
 from grass_rs.store.columns import to_native
-from grass_rs.store.reader import Store, as_rows, open_store
+from grass_rs.store.reader import Store, as_rows, first_line, open_store
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -38,8 +38,7 @@ def _abandon_stores() -> None:
         native.abandon()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_abandon_stores)
+os.register_at_fork(after_in_child=_abandon_stores)
 
 
 @final
@@ -73,19 +72,22 @@ class StoreWriter:
     def append(self, rows: Any, ids: ArrayLike) -> None:
         """Add rows, and commit when enough of them, or seconds, have gathered.
 
-        Either all of the rows are taken or, at an error in them, none.
+        Either all of the rows are taken or, at an error in them, none; Ctrl-C too leaves all or
+        none in the writer, all where some were committed already.
 
         Parameters
         ----------
         rows
-            (n, width) floats; kept as the store's dtype.
+            (n, width) floats, NumPy or torch on the CPU; kept as the store's dtype.
         ids
             (n,) whole numbers from 0, which no other row has.
 
         Raises
         ------
         ShapeError
-            If the rows have another width, or there is not one id a row.
+            If the rows have another width or no one shape, or there is not one id a row.
+        UnsupportedArrayError
+            If the rows are no numbers, or on another device.
         DataError
             If an id is negative, no whole number or repeated, or the dtype cannot hold a value.
         StoreError
@@ -230,7 +232,13 @@ def as_ids(ids: ArrayLike) -> NDArray[np.uint64]:
         If they are not whole numbers from 0 on one axis.
 
     """
-    numbers = np.asarray(ids)
+    try:
+        numbers = np.asarray(ids)
+    except (RuntimeError, TypeError, ValueError) as error:  # ragged lists, tensors of a GPU
+        raise DataError(
+            f"ids expects whole numbers of shape (n,), got a {type(ids).__name__} that is no array "
+            f"({first_line(error)}): give one whole number a row"
+        ) from error
     whole = numbers.dtype.kind in "iu" or numbers.size == 0
     if numbers.ndim != 1 or not whole:
         raise DataError(

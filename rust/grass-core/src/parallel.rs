@@ -24,9 +24,12 @@ struct ProcessPool {
     pool: ThreadPool,
 }
 
-/// Sets how many threads heavy calls use from now on; 0 means as many as the machine offers.
+/// The most threads that a pool may have: more only fight over the cores of any machine.
+pub const MOST_THREADS: usize = 1024;
+
+/// Sets how many threads heavy calls use from now on, at most [`MOST_THREADS`]; 0 means as many as the machine offers.
 pub fn set_num_threads(threads: usize) {
-    REQUESTED.store(threads, Ordering::Relaxed);
+    REQUESTED.store(threads.min(MOST_THREADS), Ordering::Relaxed);
 }
 
 /// How many threads heavy calls use.

@@ -74,10 +74,16 @@ impl Sjlt {
             ));
         }
         let width = output_dim / nnz;
+        check_range("sjlt", "output_dim", &[output_dim, SIGN_ALIGNMENT])?;
+        check_range("sjlt", "input_dim", &[input_dim, SIGN_ALIGNMENT])?;
         let padded = width.next_multiple_of(SIGN_ALIGNMENT);
         let pages = input_dim.div_ceil(width);
         check_range("sjlt", "input_dim", &[nnz, pages, padded])?;
-        check_range("sjlt", "input_dim", &[nnz, input_dim.next_multiple_of(128)])?;
+        check_range(
+            "sjlt",
+            "input_dim",
+            &[nnz, input_dim.next_multiple_of(SIGN_ALIGNMENT)],
+        )?;
         Ok(Self {
             input_dim,
             output_dim,

@@ -8,7 +8,7 @@ use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis, s};
 
 use crate::chunks::zeros;
 use crate::error::{Error, Result};
-use crate::gemm::add_product;
+use crate::gemm::{add_long_product, add_product};
 
 /// Rows and columns of a tile: one task each.
 const TILE: usize = 256;
@@ -32,13 +32,14 @@ pub(crate) struct GramTask<'a> {
 }
 
 impl GramTask<'_> {
-    pub(crate) fn run(self) {
-        add_product(
+    pub(crate) fn run(self, workers: &Workers) -> Result<()> {
+        add_long_product(
             self.out.view_mut(),
             1.0,
             self.left,
             self.right.reversed_axes(),
-        );
+            workers,
+        )
     }
 }
 
@@ -59,10 +60,11 @@ impl SymmetricTiles {
     }
 
     /// The zero matrix of (size, size).
-    pub(crate) fn zeros(size: usize, column: &str) -> Result<Self> {
+    pub(crate) fn zeros(size: usize, column: &str, workers: &Workers) -> Result<Self> {
         let count = size.div_ceil(TILE);
         let mut tiles = Vec::with_capacity(place(count, 0));
         for (i, j) in (0..count).flat_map(|i| (0..=i).map(move |j| (i, j))) {
+            workers.check()?;
             let shape = (tile(i, size).len(), tile(j, size).len());
             tiles.push(zeros(
                 shape,
@@ -156,7 +158,10 @@ pub(crate) struct Cholesky {
 
 impl Cholesky {
     /// Replaces every row x of `rows`, (any, size), by A^-1 x.
-    pub(crate) fn solve(&self, mut rows: ArrayViewMut2<'_, f64>) {
+    ///
+    /// # Errors
+    /// [`Error::Core`] when cancelled.
+    pub(crate) fn solve(&self, mut rows: ArrayViewMut2<'_, f64>, workers: &Workers) -> Result<()> {
         let (size, count) = (self.lower.size, self.lower.count());
         let lower = |i, j| self.lower.tiles[place(i, j)].view();
         for k in 0..count {
@@ -164,6 +169,7 @@ impl Cholesky {
             let mut part = done.slice_move(s![.., tile(k, size)]);
             divide_by_transpose(lower(k, k), part.view_mut());
             for i in k + 1..count {
+                workers.check()?;
                 let columns =
                     tile(i, size).start - tile(k, size).end..tile(i, size).end - tile(k, size).end;
                 add_product(
@@ -179,6 +185,7 @@ impl Cholesky {
             let mut part = after.slice_move(s![.., ..tile(k, size).len()]);
             divide(lower(k, k), part.view_mut());
             for i in 0..k {
+                workers.check()?;
                 add_product(
                     before.slice_mut(s![.., tile(i, size)]),
                     -1.0,
@@ -187,6 +194,7 @@ impl Cholesky {
                 );
             }
         }
+        Ok(())
     }
 }
 
@@ -316,6 +324,8 @@ impl Leaf {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::Ordering;
+
     use super::*;
 
     /// A well conditioned matrix, as tiles and whole.
@@ -323,12 +333,9 @@ mod tests {
         let rows = Array2::from_shape_fn((size, size + 9), |(i, j)| {
             ((i * 7919 + j * 104_729) % 1009) as f64 / 500.0 - 1.0
         });
-        let mut tiles = SymmetricTiles::zeros(size, "c").unwrap();
+        let mut tiles = SymmetricTiles::zeros(size, "c", workers).unwrap();
         workers
-            .for_each(tiles.gram_tasks(rows.view()), |task| {
-                task.run();
-                Ok::<(), Error>(())
-            })
+            .for_each(tiles.gram_tasks(rows.view()), |task| task.run(workers))
             .unwrap();
         (tiles, rows.dot(&rows.t()) + Array2::<f64>::eye(size) * 3.0)
     }
@@ -344,7 +351,7 @@ mod tests {
             let solution =
                 Array2::from_shape_fn((5, size), |(i, j)| ((i * 13 + j * 5) % 7) as f64 - 3.0);
             let mut rows = solution.dot(&whole);
-            factor.solve(rows.view_mut());
+            factor.solve(rows.view_mut(), &workers).unwrap();
             let worst = (&rows - &solution)
                 .iter()
                 .fold(0.0, |worst: f64, x| worst.max(x.abs()));
@@ -362,7 +369,7 @@ mod tests {
                 .unwrap()
                 .unwrap();
             let mut rows = Array2::from_shape_fn((3, 520), |(i, j)| (i + j) as f64);
-            factor.solve(rows.view_mut());
+            factor.solve(rows.view_mut(), &workers).unwrap();
             rows
         };
         assert_eq!(solve(1), solve(4));
@@ -377,11 +384,10 @@ mod tests {
             });
             let workers = Workers::serial();
             let tiles = || {
-                let mut tiles = SymmetricTiles::zeros(size, "c").unwrap();
-                tiles
-                    .gram_tasks(rows.view())
-                    .into_iter()
-                    .for_each(GramTask::run);
+                let mut tiles = SymmetricTiles::zeros(size, "c", &workers).unwrap();
+                for task in tiles.gram_tasks(rows.view()) {
+                    task.run(&workers).unwrap();
+                }
                 tiles
             };
             assert!(
@@ -393,12 +399,28 @@ mod tests {
                 "size {size}"
             );
         }
-        let zeros = SymmetricTiles::zeros(4, "c").unwrap();
-        assert!(
-            zeros
-                .factor(f64::NAN, &Workers::serial())
-                .unwrap()
-                .is_none()
-        );
+        let workers = Workers::serial();
+        let zeros = SymmetricTiles::zeros(4, "c", &workers).unwrap();
+        assert!(zeros.factor(f64::NAN, &workers).unwrap().is_none());
+    }
+
+    #[test]
+    fn every_step_is_stopped_by_the_cancel_flag() {
+        let workers = Workers::serial();
+        let factor = matrix(300, &workers).0.factor(3.0, &workers).unwrap();
+        let (mut tiles, whole) = matrix(300, &workers);
+        workers.cancel_flag().store(true, Ordering::Relaxed);
+        let stopped = |outcome| {
+            assert!(matches!(
+                outcome,
+                Err(Error::Core(grass_core::Error::Interrupted))
+            ));
+        };
+        stopped(factor.unwrap().solve(whole.clone().view_mut(), &workers));
+        for task in tiles.gram_tasks(whole.view()) {
+            stopped(task.run(&workers));
+        }
+        stopped(tiles.factor(3.0, &workers).map(|_| ()));
+        stopped(SymmetricTiles::zeros(300, "c", &workers).map(|_| ()));
     }
 }

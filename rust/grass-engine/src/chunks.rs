@@ -50,7 +50,7 @@ impl<'a> RowWindow<'a> {
         let mut mapped: Vec<Option<Chunk>> = missing.iter().map(|_| None).collect();
         let tasks = missing.iter().zip(&mut mapped).collect();
         workers.for_each(tasks, |(span, slot)| {
-            *slot = Some(self.store.checked_chunk(span)?);
+            *slot = Some(self.store.checked_chunk(span, workers)?);
             Ok::<(), Error>(())
         })?;
         self.chunks.extend(mapped.into_iter().flatten());

@@ -9,8 +9,8 @@ use ndarray::{Array2, CowArray, Ix2, s};
 
 use crate::cholesky::SymmetricTiles;
 use crate::chunks::{RowWindow, zeros};
-use crate::error::{Error, Result};
-use crate::gemm::{DEPTH, add_product};
+use crate::error::Result;
+use crate::gemm::{DEPTH, add_long_product};
 use crate::preconditioner::{Block, Task, for_query_groups};
 
 /// Memory that a block takes when all of its coordinates are held at once.
@@ -85,19 +85,17 @@ fn one<'a>(
     panels: &[Range<usize>],
     panel: impl Fn(&Range<usize>) -> Result<CowArray<'a, f64, Ix2>>,
 ) -> Result<()> {
-    let mut gram = SymmetricTiles::zeros(task.rows, &block.name)?;
+    let mut gram = SymmetricTiles::zeros(task.rows, &block.name, task.workers)?;
     // G q for every query, one a row.
     let mut products = Array2::zeros((queries.nrows(), task.rows));
     for coordinates in panels {
         let rows = panel(coordinates)?;
         let tasks = gram.gram_tasks(rows.view());
-        task.workers.for_each(tasks, |task| {
-            task.run();
-            Ok::<(), Error>(())
-        })?;
+        task.workers
+            .for_each(tasks, |tile| tile.run(task.workers))?;
         for_query_groups(&mut products, task.workers, |first, group| {
             let queries = queries.slice(s![first..first + group.nrows(), coordinates.clone()]);
-            add_product(group, 1.0, queries, rows.t());
+            add_long_product(group, 1.0, queries, rows.t(), task.workers)
         })?;
     }
     let Some((factor, ridge)) = task.factor(gram, block)? else {
@@ -110,15 +108,18 @@ fn one<'a>(
     if task.damping <= task.rows as f64 * f64::EPSILON {
         return Err(task.singular(block));
     }
-    for_query_groups(&mut products, task.workers, |_, group| factor.solve(group))?;
+    for_query_groups(&mut products, task.workers, |_, group| {
+        factor.solve(group, task.workers)
+    })?;
     let inverse_lambda = task.rows as f64 / ridge;
     for coordinates in panels {
         let rows = panel(coordinates)?;
         for_query_groups(queries, task.workers, |first, mut group| {
             let products = products.slice(s![first..first + group.nrows(), ..]);
             let mut part = group.slice_mut(s![.., coordinates.clone()]);
-            add_product(part.view_mut(), -1.0, products, rows.view());
+            add_long_product(part.view_mut(), -1.0, products, rows.view(), task.workers)?;
             part *= inverse_lambda;
+            Ok(())
         })?;
     }
     Ok(())

@@ -71,8 +71,8 @@ pub enum Error {
     /// A damping that is not a number from 0 on.
     #[error("damping must be a finite number of at least 0, got {got}: the default is 0.4")]
     Damping {
-        /// What came.
-        got: f64,
+        /// What came, in words.
+        got: String,
     },
     /// A method of another name.
     #[error("method must be one of influence, graddot, gradcos, got {got:?}")]
@@ -81,12 +81,12 @@ pub enum Error {
         got: String,
     },
     /// A number of kept scores that cannot be.
-    #[error("top_k must be from 1 to {rows}, the rows of the store, got {got}")]
+    #[error("top_k must be a whole number from 1 to {rows}, the rows of the store, got {got}")]
     TopK {
         /// How many rows there are.
         rows: usize,
-        /// What came.
-        got: i64,
+        /// What came, in words.
+        got: String,
     },
     /// A Fisher matrix that has no inverse.
     #[error(

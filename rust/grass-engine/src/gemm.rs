@@ -1,11 +1,17 @@
 //! Products of small matrices in double precision, with the same bits however work was cut.
 
+use grass_core::parallel::Workers;
 use ndarray::linalg::general_mat_mul;
 use ndarray::{ArrayView2, ArrayViewMut2, Axis};
+
+use crate::error::Result;
 
 /// Terms summed at once. Sums of a multiple of this many terms may be cut into several calls
 /// without changing a bit.
 pub(crate) const DEPTH: usize = 512;
+
+/// Rows and columns of the part of a long product that is done between two looks at the cancel flag.
+const EDGE: usize = 2048;
 
 /// `out += factor * left * right`, for (m, k) times (k, n).
 pub(crate) fn add_product(
@@ -19,6 +25,31 @@ pub(crate) fn add_product(
     for (left, right) in left.zip(right) {
         general_mat_mul(factor, &left, &right, 1.0, &mut out);
     }
+}
+
+/// The same for products that may be large: looks at the cancel flag between parts of them.
+///
+/// # Errors
+/// [`crate::Error::Core`] when cancelled.
+pub(crate) fn add_long_product(
+    mut out: ArrayViewMut2<'_, f64>,
+    factor: f64,
+    left: ArrayView2<'_, f64>,
+    right: ArrayView2<'_, f64>,
+    workers: &Workers,
+) -> Result<()> {
+    let lefts = left.axis_chunks_iter(Axis(0), EDGE);
+    for (mut out, left) in out.axis_chunks_iter_mut(Axis(0), EDGE).zip(lefts) {
+        let rights = right.axis_chunks_iter(Axis(1), EDGE);
+        for (mut out, right) in out.axis_chunks_iter_mut(Axis(1), EDGE).zip(rights) {
+            let terms = right.axis_chunks_iter(Axis(0), DEPTH);
+            for (left, right) in left.axis_chunks_iter(Axis(1), DEPTH).zip(terms) {
+                workers.check()?;
+                add_product(out.view_mut(), factor, left, right);
+            }
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -49,6 +80,19 @@ mod tests {
                 let exact: f64 = (0..k).map(|term| left[[row, term]] * right[[term, column]]).sum();
                 prop_assert!((alone[[0, 0]] - exact).abs() < 1e-12 * 1e6 * k as f64);
             }
+        }
+
+        #[test]
+        fn a_long_product_has_the_same_bits(m in 1usize..5000, n in 1usize..20, k in 1usize..600) {
+            let (left, right) = (matrix(m, k, 1), matrix(k, n, 2));
+            let (mut tall, mut wide) = (Array2::zeros((m, n)), Array2::zeros((n, m)));
+            add_product(tall.view_mut(), -1.0, left.view(), right.view());
+            add_product(wide.view_mut(), -1.0, right.t(), left.t());
+            let (mut long_tall, mut long_wide) = (Array2::zeros((m, n)), Array2::zeros((n, m)));
+            let workers = Workers::serial();
+            add_long_product(long_tall.view_mut(), -1.0, left.view(), right.view(), &workers).unwrap();
+            add_long_product(long_wide.view_mut(), -1.0, right.t(), left.t(), &workers).unwrap();
+            prop_assert!(tall == long_tall && wide == long_wide);
         }
 
         #[test]

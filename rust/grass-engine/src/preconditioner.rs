@@ -149,14 +149,11 @@ impl Task<'_> {
 pub(crate) fn for_query_groups(
     queries: &mut Array2<f64>,
     workers: &Workers,
-    work: impl Fn(usize, ndarray::ArrayViewMut2<'_, f64>) + Sync,
+    work: impl Fn(usize, ndarray::ArrayViewMut2<'_, f64>) -> Result<()> + Sync,
 ) -> Result<()> {
     let groups = queries.axis_chunks_iter_mut(Axis(0), QUERIES_A_TASK);
     let tasks = groups.enumerate().collect();
-    workers.for_each(tasks, |(index, group)| {
-        work(index * QUERIES_A_TASK, group);
-        Ok::<(), Error>(())
-    })
+    workers.for_each(tasks, |(index, group)| work(index * QUERIES_A_TASK, group))
 }
 
 #[cfg(test)]

@@ -1,11 +1,10 @@
 //! Blocks with no more coordinates than rows: F itself is gathered and factored.
 
-use grass_core::parallel::Workers;
 use ndarray::{Array2, s};
 
-use crate::cholesky::{GramTask, SymmetricTiles};
+use crate::cholesky::SymmetricTiles;
 use crate::chunks::RowWindow;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::preconditioner::{Block, Task, for_query_groups};
 
 /// Rows whose outer products are summed at once, counted from the store's first row.
@@ -29,8 +28,9 @@ pub(crate) fn precondition(
             // F + lambda I = (gram + n lambda I) / n.
             Some((factor, _)) => for_query_groups(queries, task.workers, |_, mut group| {
                 let mut part = group.slice_mut(s![.., columns.clone()]);
-                factor.solve(part.view_mut());
+                factor.solve(part.view_mut(), task.workers)?;
                 part *= scale;
+                Ok(())
             })?,
             // All rows are zero here, so whatever the query has, its score is zero.
             None => queries.slice_mut(s![.., columns]).fill(0.0),
@@ -44,7 +44,8 @@ fn gather(task: &Task<'_>, blocks: &[Block]) -> Result<Vec<SymmetricTiles>> {
     let widths = || blocks.iter().map(|block| block.coordinates.len());
     let mut grams = Vec::new();
     for block in blocks {
-        grams.push(SymmetricTiles::zeros(block.coordinates.len(), &block.name)?);
+        let width = block.coordinates.len();
+        grams.push(SymmetricTiles::zeros(width, &block.name, task.workers)?);
     }
     let mut buffers: Vec<Array2<f64>> =
         widths().map(|width| Array2::zeros((ROWS, width))).collect();
@@ -67,14 +68,8 @@ fn gather(task: &Task<'_>, blocks: &[Block]) -> Result<Vec<SymmetricTiles>> {
         let filled_rows = buffers.iter().map(|buffer| buffer.slice(s![..filled, ..]));
         let tasks = grams.iter_mut().zip(filled_rows);
         let tasks = tasks.flat_map(|(gram, rows)| gram.gram_tasks(rows.reversed_axes()));
-        run(tasks.collect(), task.workers)?;
+        task.workers
+            .for_each(tasks.collect(), |tile| tile.run(task.workers))?;
     }
     Ok(grams)
-}
-
-fn run(tasks: Vec<GramTask<'_>>, workers: &Workers) -> Result<()> {
-    workers.for_each(tasks, |task| {
-        task.run();
-        Ok::<(), Error>(())
-    })
 }

@@ -9,7 +9,7 @@ use ndarray::{Array2, ArrayView2, ArrayViewMut1, s};
 
 use crate::chunks::{RowWindow, check_scorable, zeros};
 use crate::error::{Error, Result};
-use crate::gemm::{DEPTH, add_product};
+use crate::gemm::{DEPTH, add_long_product};
 use crate::preconditioner::precondition;
 use crate::topk::TopK;
 
@@ -89,21 +89,25 @@ pub fn score(
     check_scorable(store)?;
     let rows = store.rows() as usize;
     if !(damping >= 0.0 && damping.is_finite()) && method == Method::Influence {
-        return Err(Error::Damping { got: damping });
+        let got = damping.to_string();
+        return Err(Error::Damping { got });
     }
     if let Some(k) = top_k.filter(|k| !(1..=rows).contains(k)) {
-        let got = i64::try_from(k).unwrap_or(i64::MAX);
+        let got = k.to_string();
         return Err(Error::TopK { rows, got });
     }
-    let mut queries = checked_queries(store, queries)?;
-    let ids = store.ids()?;
+    let mut queries = checked_queries(store, queries, workers)?;
+    let ids = store.ids(workers)?;
     if method == Method::Influence {
         precondition(store, &mut queries, damping, memory, workers)?;
     }
     let scorer = Scorer {
         store,
         queries: queries.view(),
-        norms: (method == Method::GradCos).then(|| norms(queries.view())),
+        norms: match method {
+            Method::GradCos => Some(norms(queries.view(), workers)?),
+            Method::Influence | Method::GradDot => None,
+        },
         ids: &ids,
         workers,
     };
@@ -116,42 +120,45 @@ pub fn score(
     }
 }
 
-fn checked_queries(store: &StoreReader, queries: &[f32]) -> Result<Array2<f64>> {
+fn checked_queries(store: &StoreReader, queries: &[f32], workers: &Workers) -> Result<Array2<f64>> {
     let layout = store.layout();
     let width = layout.width();
     let count = queries.len() / width;
-    let values = queries.iter().copied().map(f64::from).collect();
-    let queries = match Array2::from_shape_vec((count, width), values) {
-        Ok(queries) if count > 0 => queries,
-        _ => {
-            return Err(Error::Queries {
-                width,
-                got: format!("{} numbers", queries.len()),
-            });
-        }
-    };
-    match queries.indexed_iter().find(|(_, value)| !value.is_finite()) {
-        None => Ok(queries),
-        Some(((query, coordinate), &value)) => {
+    if count == 0 || count * width != queries.len() {
+        let got = format!("{} numbers", queries.len());
+        return Err(Error::Queries { width, got });
+    }
+    let what = || format!("{count} queries in double precision");
+    let hint = "give fewer queries at once";
+    let mut checked = zeros((count, width), what, hint)?;
+    let rows = checked.rows_mut().into_iter();
+    for (query, (mut out, row)) in rows.zip(queries.chunks_exact(width)).enumerate() {
+        workers.check()?;
+        if let Some(coordinate) = row.iter().position(|value| !value.is_finite()) {
             let columns = layout.columns().iter().enumerate();
             let mut holding =
                 columns.filter(|(index, _)| layout.coordinates(*index).contains(&coordinate));
-            Err(Error::NonFiniteQuery {
+            return Err(Error::NonFiniteQuery {
                 query,
                 column: holding
                     .next()
                     .map_or_else(String::new, |(_, column)| column.name.clone()),
-                value: value as f32,
-            })
+                value: row[coordinate],
+            });
+        }
+        for (out, &value) in out.iter_mut().zip(row) {
+            *out = f64::from(value);
         }
     }
+    Ok(checked)
 }
 
-fn norms(rows: ArrayView2<'_, f64>) -> Vec<f64> {
-    rows.rows()
-        .into_iter()
-        .map(|row| row.dot(&row).sqrt())
-        .collect()
+fn norms(rows: ArrayView2<'_, f64>, workers: &Workers) -> Result<Vec<f64>> {
+    let norms = rows.rows().into_iter().map(|row| {
+        workers.check()?;
+        Ok(row.dot(&row).sqrt())
+    });
+    norms.collect()
 }
 
 /// Where the scores of one query and some rows go.
@@ -209,7 +216,14 @@ impl Scorer<'_> {
                 Ok::<(), Error>(())
             })?;
         }
-        let (ids, values) = best.into_iter().flat_map(TopK::into_sorted).unzip();
+        let (mut ids, mut values) = (Vec::new(), Vec::new());
+        for best in best {
+            self.workers.check()?;
+            for (id, value) in best.into_sorted() {
+                ids.push(id);
+                values.push(value);
+            }
+        }
         Ok(Scores::Top { ids, values })
     }
 
@@ -278,12 +292,13 @@ impl Scorer<'_> {
                     *square += values.dot(&values);
                 }
             }
-            add_product(
+            add_long_product(
                 sums.view_mut(),
                 1.0,
                 self.queries.slice(s![.., coordinates]),
                 part.t(),
-            );
+                self.workers,
+            )?;
         }
         let first = rows.start as usize;
         for (query, (slots, sums)) in slots.into_iter().zip(sums.rows()).enumerate() {

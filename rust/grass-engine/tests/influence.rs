@@ -10,6 +10,7 @@ use common::{
     Cut, ONE_COMMIT, all_scores, dense_influence, numbers, relative_error, scores_with, store,
     write,
 };
+use grass_core::parallel::Workers;
 use grass_engine::{DEFAULT_MEMORY, Error, Method};
 use grass_store::Dtype;
 use ndarray::{Array2, s};
@@ -124,7 +125,11 @@ fn scores_are_of_the_numbers_that_the_dtype_kept() {
             ONE_COMMIT,
         );
         let indices: Vec<u64> = (0..300).collect();
-        let kept = Array2::from_shape_vec((300, 50), store.read_rows(&indices).unwrap()).unwrap();
+        let kept = Array2::from_shape_vec(
+            (300, 50),
+            store.read_rows(&indices, &Workers::serial()).unwrap(),
+        )
+        .unwrap();
         let got = all_scores(&store, &queries, INFLUENCE, 0.4).unwrap();
         assert!(relative_error(&got, &dense_influence(&kept, &queries, &[31, 19], 0.4)) < 1e-6);
     }

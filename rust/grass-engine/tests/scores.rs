@@ -212,7 +212,9 @@ fn unfinished_and_empty_stores_are_refused() {
     let path = folder.path().join("store");
     let mut writer =
         StoreWriter::create(&path, spec(Dtype::Float32, &[2]), WriterOptions::default()).unwrap();
-    writer.append(&[1.0, 2.0], &[1]).unwrap();
+    writer
+        .append(&[1.0, 2.0], &[1], &Workers::serial())
+        .unwrap();
     writer.commit().unwrap();
     let unfinished = StoreReader::open(&path).unwrap();
     let queries = numbers(1, 2, 1);

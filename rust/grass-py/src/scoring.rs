@@ -25,14 +25,28 @@ fn score_store<'py>(
     store: &StoreReader,
     queries: Queries<'_>,
     method: &str,
-    damping: f64,
-    top_k: Option<i64>,
+    damping: &Bound<'_, PyAny>,
+    top_k: Option<&Bound<'_, PyAny>>,
 ) -> PyResult<IdsAndScores<'py>> {
     let store = &store.inner;
     let method: Method = method.parse().map_err(PyError::Engine)?;
     let rows = store.rows() as usize;
-    let top_k = top_k.map(|got| usize::try_from(got).map_err(|_| Error::TopK { rows, got }));
-    let top_k = top_k.transpose().map_err(PyError::Engine)?;
+    let words = |got: &Bound<'_, PyAny>| got.repr().map(|words| words.to_string());
+    let damping: f64 = match damping.extract() {
+        Ok(damping) => damping,
+        Err(_) => {
+            let got = words(damping)?;
+            return Err(PyError::Engine(Error::Damping { got }).into());
+        }
+    };
+    let top_k: Option<usize> = match top_k.map(|got| (got, got.extract())) {
+        None => None,
+        Some((_, Ok(top_k))) => Some(top_k),
+        Some((got, Err(_))) => {
+            let got = words(got)?;
+            return Err(PyError::Engine(Error::TopK { rows, got }).into());
+        }
+    };
     // Cheap calls too read a whole store from disk, which a signal must be able to stop.
     let scored = |rows: &[f32]| {
         detached(py, usize::MAX, |workers| {

@@ -5,12 +5,20 @@ use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use grass_core::parallel::Workers;
 use grass_store::{Column, Dtype, Fingerprints, StoreSpec, WriterOptions};
 use numpy::{PyArray1, PyArray2, PyArrayMethods, PyReadonlyArray1, PyReadonlyArray2};
 use pyo3::prelude::*;
 
 use crate::detached::detached;
 use crate::error::{PyError, exception};
+
+/// Operations of a call that runs to its end once begun: what makes rows safe is never left half done, and opening
+/// reads no rows.
+const UNSTOPPABLE: usize = 0;
+
+/// What a disk reads at least.
+const PAGE_BYTES: usize = 4096;
 
 /// Name, width and spec in JSON of one column.
 type ColumnTuple = (String, u64, String);
@@ -52,10 +60,11 @@ impl StoreWriter {
     fn with<T: Send>(
         &self,
         py: Python<'_>,
-        call: impl FnOnce(&mut grass_store::StoreWriter) -> grass_store::Result<T> + Send,
+        operations: usize,
+        call: impl FnOnce(&mut grass_store::StoreWriter, &Workers) -> grass_store::Result<T> + Send,
     ) -> PyResult<T> {
-        detached(py, 0, |_| match self.lock().as_mut() {
-            Some(writer) => Ok(call(writer)?),
+        detached(py, operations, |workers| match self.lock().as_mut() {
+            Some(writer) => Ok(call(writer, workers)?),
             None => Err(PyError::Python(exception(
                 "StoreError",
                 format!(
@@ -93,8 +102,10 @@ impl StoreWriter {
             commit_interval: interval(commit_seconds)?,
             ..WriterOptions::default()
         };
-        let writer = detached(py, 0, |_| match resume {
-            true => grass_store::StoreWriter::resume(&path, spec, options),
+        // Resuming reads all ids, from a disk that may be slow.
+        let operations = if resume { usize::MAX } else { UNSTOPPABLE };
+        let writer = detached(py, operations, |workers| match resume {
+            true => grass_store::StoreWriter::resume(&path, spec, options, workers),
             false => grass_store::StoreWriter::create(&path, spec, options),
         })?;
         Ok(Self {
@@ -112,7 +123,9 @@ impl StoreWriter {
 
     /// Ids of the committed rows, in their order.
     fn committed_ids<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyArray1<u64>>> {
-        let ids = self.with(py, |writer| writer.committed_ids())?;
+        let ids = self.with(py, usize::MAX, |writer, workers| {
+            writer.committed_ids(workers)
+        })?;
         Ok(PyArray1::from_vec(py, ids))
     }
 
@@ -124,18 +137,20 @@ impl StoreWriter {
         ids: PyReadonlyArray1<'_, u64>,
     ) -> PyResult<()> {
         let (rows, ids) = (elements(&rows, "append")?, elements(&ids, "append")?);
-        self.with(py, |writer| writer.append(rows, ids))
+        self.with(py, rows.len(), |writer, workers| {
+            writer.append(rows, ids, workers)
+        })
     }
 
     /// Make what was appended survive a crash.
     fn commit(&self, py: Python<'_>) -> PyResult<()> {
-        self.with(py, grass_store::StoreWriter::commit)
+        self.with(py, UNSTOPPABLE, |writer, _| writer.commit())
     }
 
     /// Commit, mark the store complete, and close it.
     fn finish(&self, py: Python<'_>, skipped_ids: PyReadonlyArray1<'_, u64>) -> PyResult<()> {
         let skipped = elements(&skipped_ids, "finish")?;
-        self.with(py, |writer| writer.finish(skipped))?;
+        self.with(py, UNSTOPPABLE, |writer, _| writer.finish(skipped))?;
         self.close(py)
     }
 
@@ -149,7 +164,7 @@ impl StoreWriter {
 
     /// Commit what was appended, unless a write has failed before, and let others write.
     fn close(&self, py: Python<'_>) -> PyResult<()> {
-        detached(py, 0, |_| match self.lock().take() {
+        detached(py, UNSTOPPABLE, |_| match self.lock().take() {
             Some(mut writer) if !writer.broken() => writer.commit(),
             _ => Ok(()),
         })
@@ -178,7 +193,7 @@ impl StoreReader {
     /// Open the store in a folder.
     #[new]
     fn new(py: Python<'_>, path: PathBuf) -> PyResult<Self> {
-        let inner = detached(py, 0, |_| grass_store::StoreReader::open(path))?;
+        let inner = detached(py, UNSTOPPABLE, |_| grass_store::StoreReader::open(path))?;
         Ok(Self { inner })
     }
 
@@ -228,7 +243,8 @@ impl StoreReader {
 
     /// Ids of all rows, in their order, compared with their checksums.
     fn ids<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyArray1<u64>>> {
-        let ids = detached(py, 0, |_| self.inner.ids())?;
+        let operations = self.__len__() * size_of::<u64>();
+        let ids = detached(py, operations, |workers| self.inner.ids(workers))?;
         Ok(PyArray1::from_vec(py, ids))
     }
 
@@ -240,7 +256,12 @@ impl StoreReader {
     ) -> PyResult<Bound<'py, PyArray2<f32>>> {
         let rows = elements(&rows, "read_rows")?;
         let shape = [rows.len(), self.width()];
-        let values = detached(py, 0, |_| self.inner.read_rows(rows))?;
+        // However short, a row takes a page from the disk.
+        let row_bytes = self.inner.layout().row_bytes().max(PAGE_BYTES);
+        let operations = rows.len().saturating_mul(row_bytes);
+        let values = detached(py, operations, |workers| {
+            self.inner.read_rows(rows, workers)
+        })?;
         PyArray1::from_vec(py, values).reshape(shape)
     }
 
@@ -248,6 +269,14 @@ impl StoreReader {
     fn verify(&self, py: Python<'_>) -> PyResult<()> {
         detached(py, usize::MAX, |workers| self.inner.verify(workers))
     }
+}
+
+/// Compare every checksum of the store at path, however damaged it is; raise with all damage found.
+#[pyfunction]
+fn verify_store(py: Python<'_>, path: PathBuf) -> PyResult<()> {
+    detached(py, usize::MAX, |workers| {
+        grass_store::verify(&path, workers)
+    })
 }
 
 /// Refuse columns other than those that the store at path has.
@@ -279,6 +308,7 @@ fn check_same_fingerprints(
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<StoreWriter>()?;
     module.add_class::<StoreReader>()?;
+    module.add_function(wrap_pyfunction!(verify_store, module)?)?;
     module.add_function(wrap_pyfunction!(check_same_columns, module)?)?;
     module.add_function(wrap_pyfunction!(check_same_fingerprints, module)?)
 }

@@ -2,11 +2,11 @@
 
 use std::ffi::CString;
 
-use grass_core::parallel;
+use grass_core::parallel::{self, MOST_THREADS};
 use grass_core::simd::Path;
 use pyo3::exceptions::PyRuntimeWarning;
 use pyo3::prelude::*;
-use pyo3::types::PyDict;
+use pyo3::types::{PyBool, PyDict};
 
 use crate::error::exception;
 
@@ -18,14 +18,14 @@ const VARIABLE: &str = "GRASS_NUM_THREADS";
 #[pyfunction]
 fn set_num_threads(threads: &Bound<'_, PyAny>) -> PyResult<()> {
     match threads.extract::<usize>() {
-        Ok(number) if number > 0 => {
+        Ok(number @ 1..=MOST_THREADS) if !threads.is_instance_of::<PyBool>() => {
             parallel::set_num_threads(number);
             Ok(())
         }
         _ => Err(exception(
             "SpecError",
             format!(
-                "set_num_threads expects a whole number from 1, got {}",
+                "set_num_threads expects a whole number from 1 to {MOST_THREADS}, got {}",
                 threads.repr()?
             ),
         )),
@@ -58,10 +58,10 @@ fn build_info(py: Python<'_>) -> PyResult<Bound<'_, PyDict>> {
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     if let Ok(value) = std::env::var(VARIABLE) {
         match value.parse() {
-            Ok(threads) if threads > 0 => parallel::set_num_threads(threads),
+            Ok(threads @ 1..=MOST_THREADS) => parallel::set_num_threads(threads),
             _ => {
                 let message = CString::new(format!(
-                    "{VARIABLE} expects a whole number from 1, got {value:?}: all cores are used"
+                    "{VARIABLE} expects a whole number from 1 to {MOST_THREADS}, got '{value}': all cores are used"
                 ))?;
                 let category = module.py().get_type::<PyRuntimeWarning>();
                 PyErr::warn(module.py(), &category, &message, 1)?;

@@ -5,6 +5,7 @@
 
 use std::ops::Range;
 
+use grass_core::parallel::Workers;
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 
@@ -25,14 +26,15 @@ impl Layout {
     /// Checks that the dtype can hold every finite value of `rows`.
     ///
     /// # Errors
-    /// [`Error::Overflow`] with the row's id and column.
-    pub(crate) fn check_range(&self, rows: &[f32], ids: &[u64]) -> Result<()> {
+    /// [`Error::Overflow`] with the row's id and column, [`Error::Core`] when cancelled.
+    pub(crate) fn check_range(&self, rows: &[f32], ids: &[u64], workers: &Workers) -> Result<()> {
         let (overflow, largest) = match self.dtype() {
             Dtype::Float16 => (F16_OVERFLOW, f32::from(f16::MAX)),
             Dtype::Bfloat16 => (BF16_OVERFLOW, f32::from(bf16::MAX)),
             Dtype::Float32 | Dtype::Int8 => return Ok(()),
         };
         for (row, &id) in rows.chunks_exact(self.width()).zip(ids) {
+            workers.check()?;
             let too_large = |value: &f32| value.is_finite() && value.abs() >= overflow;
             if let Some(coordinate) = row.iter().position(too_large) {
                 return Err(Error::Overflow {

@@ -7,6 +7,9 @@ use std::path::{Path, PathBuf};
 
 use crate::dtype::Dtype;
 
+/// The most damaged places that a message names.
+const LISTED: usize = 20;
+
 /// The result of a fallible call of this crate.
 pub type Result<T> = std::result::Result<T, Error>;
 
@@ -184,6 +187,18 @@ impl Error {
             damage: vec![damage],
         }
     }
+
+    /// An error if there is any damage, which then lists it in the order of its places.
+    pub(crate) fn unless_whole(path: &Path, mut damage: Vec<Damage>) -> Result<()> {
+        if damage.is_empty() {
+            return Ok(());
+        }
+        damage.sort_by_key(Damage::place);
+        Err(Self::Corrupt {
+            path: path.to_path_buf(),
+            damage,
+        })
+    }
 }
 
 /// The file of a store that is damaged.
@@ -278,7 +293,12 @@ fn places(count: usize) -> String {
     }
 }
 
+/// The first places, and how many more there are.
 fn list(damage: &[Damage]) -> String {
-    let places: Vec<String> = damage.iter().map(Damage::to_string).collect();
+    let listed = damage.iter().take(LISTED).map(Damage::to_string);
+    let mut places: Vec<String> = listed.collect();
+    if damage.len() > LISTED {
+        places.push(format!("and {} more", damage.len() - LISTED));
+    }
     places.join("; ")
 }

@@ -48,4 +48,5 @@ pub use error::{Damage, Error, Part, Result};
 pub use fingerprints::{Fingerprints, check_same_columns, check_same_fingerprints};
 pub use layout::{Column, Layout};
 pub use reader::{Chunk, ChunkSpan, StoreReader};
+pub use verify::verify;
 pub use writer::{StoreSpec, StoreWriter, WriterOptions};

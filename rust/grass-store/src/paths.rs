@@ -5,7 +5,7 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Part, Result};
 
 pub(crate) fn manifest(store: &Path) -> PathBuf {
     store.join("manifest.json")
@@ -30,6 +30,15 @@ impl ShardPaths {
             rows: file("rows"),
             ids: file("ids"),
             log: file("log"),
+        }
+    }
+
+    /// The file that holds a part; the manifest is not of a shard.
+    pub(crate) fn of(&self, part: Part) -> &Path {
+        match part {
+            Part::Ids => &self.ids,
+            Part::Log => &self.log,
+            Part::Rows | Part::Header | Part::Manifest => &self.rows,
         }
     }
 }

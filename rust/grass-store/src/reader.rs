@@ -4,12 +4,17 @@ use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use crate::error::{Error, Result};
+use grass_core::parallel::Workers;
+
+use crate::error::{Damage, Error, Result};
 use crate::fingerprints::Fingerprints;
 use crate::layout::Layout;
 use crate::manifest::Manifest;
 use crate::mmap::Window;
-use crate::shard::{Refusal, Shard};
+use crate::shard::{Found, Refusal, Shard};
+
+/// Numbers of a row that are decoded between two looks at the cancel flag.
+const PIECE: usize = 1 << 20;
 
 /// The committed rows of a store.
 #[derive(Debug)]
@@ -58,23 +63,21 @@ impl Chunk {
 }
 
 /// The shards of a store, closed and open, and everything that keeps one from being read.
-pub(crate) fn open_shards(path: &Path, manifest: &Manifest) -> Result<Vec<Shard>> {
-    let mut shards = Vec::new();
-    let mut damage = Vec::new();
-    let mut first_row = 0;
-    let mut keep = |outcome: std::result::Result<Option<Shard>, Refusal>| match outcome {
-        Ok(shard) => {
-            shards.extend(shard);
-            Ok(())
-        }
-        Err(Refusal::Damaged(found)) => {
-            damage.push(found);
-            Ok(())
-        }
-        Err(Refusal::Failed(error)) => Err(error),
+pub(crate) fn find_shards(path: &Path, manifest: &Manifest) -> Result<(Vec<Shard>, Vec<Damage>)> {
+    let (mut shards, mut damage) = (Vec::new(), Vec::new());
+    let mut keep = |found: Found| {
+        shards.extend(found.shard);
+        damage.extend(found.damage);
     };
+    let mut first_row = 0;
     for (number, &rows) in (0..).zip(&manifest.shards) {
-        keep(Shard::open_closed(path, number, first_row, rows, &manifest.layout).map(Some))?;
+        keep(Shard::open_closed(
+            path,
+            number,
+            first_row,
+            rows,
+            &manifest.layout,
+        )?);
         first_row += rows;
     }
     if !manifest.complete {
@@ -84,15 +87,16 @@ pub(crate) fn open_shards(path: &Path, manifest: &Manifest) -> Result<Vec<Shard>
             number,
             first_row,
             &manifest.layout,
-        ))?;
+        )?);
     }
-    if damage.is_empty() {
-        return Ok(shards);
-    }
-    Err(Error::Corrupt {
-        path: path.to_path_buf(),
-        damage,
-    })
+    Ok((shards, damage))
+}
+
+/// The shards of a store that has no damage that opening it finds.
+pub(crate) fn open_shards(path: &Path, manifest: &Manifest) -> Result<Vec<Shard>> {
+    let (shards, damage) = find_shards(path, manifest)?;
+    Error::unless_whole(path, damage)?;
+    Ok(shards)
 }
 
 impl StoreReader {
@@ -151,11 +155,12 @@ impl StoreReader {
     /// The ids of all rows, in their order.
     ///
     /// # Errors
-    /// [`Error::Corrupt`] with everything wrong in the ids, [`Error::Io`].
-    pub fn ids(&self) -> Result<Vec<u64>> {
+    /// [`Error::Corrupt`] with everything wrong in the ids, [`Error::Io`], [`Error::Core`] when cancelled.
+    pub fn ids(&self, workers: &Workers) -> Result<Vec<u64>> {
         let mut ids = Vec::new();
         let mut damage = Vec::new();
         for span in self.chunks(0..self.rows()) {
+            workers.check()?;
             let (shard, chunk) = self.locate(&span);
             match shard.read_ids(chunk, self.layout()) {
                 Ok((read, found)) => {
@@ -165,13 +170,8 @@ impl StoreReader {
                 Err(refusal) => return Err(self.refused(refusal)),
             }
         }
-        match damage.is_empty() {
-            true => Ok(ids),
-            false => Err(Error::Corrupt {
-                path: self.path.clone(),
-                damage,
-            }),
-        }
+        Error::unless_whole(&self.path, damage)?;
+        Ok(ids)
     }
 
     /// The chunks that hold these rows, in order.
@@ -223,26 +223,22 @@ impl StoreReader {
     /// Maps a chunk and compares its checksums.
     ///
     /// # Errors
-    /// [`Error::Corrupt`] with the damaged row ranges, [`Error::Io`].
-    pub fn checked_chunk(&self, span: &ChunkSpan) -> Result<Chunk> {
+    /// [`Error::Corrupt`] with the damaged row ranges, [`Error::Io`], [`Error::Core`] when cancelled.
+    pub fn checked_chunk(&self, span: &ChunkSpan, workers: &Workers) -> Result<Chunk> {
         let chunk = self.map(span)?;
         let (shard, number) = self.locate(span);
-        let damage = shard.check_rows(number, &chunk.window, self.layout());
-        match damage.is_empty() {
-            true => Ok(chunk),
-            false => Err(Error::Corrupt {
-                path: self.path.clone(),
-                damage,
-            }),
-        }
+        let damage = shard.check_rows(number, &chunk.window, self.layout(), workers)?;
+        Error::unless_whole(&self.path, damage)?;
+        Ok(chunk)
     }
 
     /// The values of some rows, in the order asked for. Only those rows are read, so checksums,
     /// which cover chunks, are not compared: see [`StoreReader::verify`].
     ///
     /// # Errors
-    /// [`Error::OutOfRange`], [`Error::Corrupt`] if a file has become too short, [`Error::Io`].
-    pub fn read_rows(&self, rows: &[u64]) -> Result<Vec<f32>> {
+    /// [`Error::OutOfRange`], [`Error::Corrupt`] if a file has become too short, [`Error::Io`],
+    /// [`Error::Core`] when cancelled.
+    pub fn read_rows(&self, rows: &[u64], workers: &Workers) -> Result<Vec<f32>> {
         let width = self.layout().width();
         if let Some(&row) = rows.iter().find(|&&row| row >= self.rows()) {
             return Err(Error::OutOfRange {
@@ -258,14 +254,21 @@ impl StoreReader {
             source: io::ErrorKind::OutOfMemory.into(),
             hint: "read fewer rows at once",
         })?;
-        values.resize(length, 0f32);
         let mut mapped: Option<Chunk> = None;
-        for (&row, out) in rows.iter().zip(values.chunks_exact_mut(width)) {
+        for &row in rows {
             let chunk = match mapped.take() {
                 Some(chunk) if chunk.rows.contains(&row) => chunk,
                 _ => self.map(&self.chunks(row..row + 1)[0])?,
             };
-            self.layout().decode(chunk.row(row), 0..width, out);
+            for start in (0..width).step_by(PIECE) {
+                workers.check()?;
+                let coordinates = start..width.min(start + PIECE);
+                // Filled as they come: clearing all of the memory first could itself take seconds.
+                let done = values.len();
+                values.resize(done + coordinates.len(), 0f32);
+                self.layout()
+                    .decode(chunk.row(row), coordinates, &mut values[done..]);
+            }
             mapped = Some(chunk);
         }
         Ok(values)

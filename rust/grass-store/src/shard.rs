@@ -6,7 +6,9 @@ use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use crate::checksum::crc32;
+use grass_core::parallel::Workers;
+
+use crate::checksum::{crc32, crc32_of_file};
 use crate::commit_log::{self, RECORD_BYTES, Record};
 use crate::error::{Damage, Error, Part, Result};
 use crate::header::{HEADER_BYTES, Header};
@@ -22,11 +24,20 @@ pub(crate) struct Shard {
     pub(crate) first_row: u64,
     pub(crate) records: Vec<Record>,
     pub(crate) paths: ShardPaths,
-    rows_file: File,
-    ids_file: File,
+    /// None only in a damaged store, which nothing but verifying opens.
+    rows_file: Option<File>,
+    ids_file: Option<File>,
 }
 
-/// A shard that cannot be opened: damage to report with that of the others, or a real failure.
+/// What opening a shard found.
+#[derive(Debug, Default)]
+pub(crate) struct Found {
+    /// The shard, where its log tells what it holds. With damage, its other files may lack some of that.
+    pub(crate) shard: Option<Shard>,
+    pub(crate) damage: Vec<Damage>,
+}
+
+/// A part of a shard that cannot be read: damage to report with that of others, or a real failure.
 pub(crate) enum Refusal {
     Damaged(Damage),
     Failed(Error),
@@ -40,18 +51,103 @@ impl From<Error> for Refusal {
 
 type Opened<T> = std::result::Result<T, Refusal>;
 
-/// Opens a file that must be there.
-fn open(path: &Path, number: u32, part: Part) -> Opened<File> {
-    File::open(path).map_err(|error| match error.kind() {
-        io::ErrorKind::NotFound => {
-            Refusal::Damaged(Damage::shard(number, part, "the file is missing"))
-        }
-        _ => Refusal::Failed(Error::io("open", path)(error)),
-    })
-}
+const MISSING: &str = "the file is missing";
 
 fn length(file: &File, path: &Path) -> Result<u64> {
     Ok(file.metadata().map_err(Error::io("read", path))?.len())
+}
+
+/// The files of one shard, and what is wrong with them.
+struct Opening<'a> {
+    number: u32,
+    layout: &'a Layout,
+    paths: ShardPaths,
+    damage: Vec<Damage>,
+}
+
+impl<'a> Opening<'a> {
+    fn new(store: &Path, number: u32, layout: &'a Layout) -> Self {
+        Self {
+            number,
+            layout,
+            paths: ShardPaths::new(store, number),
+            damage: Vec::new(),
+        }
+    }
+
+    fn note(&mut self, part: Part, problem: impl Into<String>) {
+        self.damage.push(Damage::shard(self.number, part, problem));
+    }
+
+    /// Opens a file that must be there.
+    fn open(&mut self, part: Part) -> Result<Option<File>> {
+        let path = self.paths.of(part);
+        match File::open(path) {
+            Ok(file) => Ok(Some(file)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                self.note(part, MISSING);
+                Ok(None)
+            }
+            Err(error) => Err(Error::io("open", path)(error)),
+        }
+    }
+
+    /// Compares the header, unless the file ends inside it: its length says so already.
+    fn check_header(&mut self, rows_file: &File) -> Result<()> {
+        let problem = wrong_header(rows_file, &self.paths.rows, self.number, self.layout)?;
+        self.damage.extend(problem);
+        Ok(())
+    }
+
+    /// The records in the first `length` bytes of the log.
+    fn records(&mut self, log_file: &File, length: u64) -> Result<Option<Vec<Record>>> {
+        let mut bytes = vec![0; length as usize];
+        log_file
+            .read_exact_at(&mut bytes, 0)
+            .map_err(Error::io("read", &self.paths.log))?;
+        match commit_log::parse(&bytes, self.layout.chunk_rows()) {
+            Ok(records) => Ok(Some(records)),
+            Err(problem) => {
+                self.note(Part::Log, problem);
+                Ok(None)
+            }
+        }
+    }
+
+    fn found(self, first_row: u64, parts: Option<(Vec<Record>, [Option<File>; 2])>) -> Found {
+        let Self {
+            number,
+            paths,
+            damage,
+            ..
+        } = self;
+        let shard = parts.map(|(records, [rows_file, ids_file])| Shard {
+            number,
+            first_row,
+            records,
+            paths,
+            rows_file,
+            ids_file,
+        });
+        Found { shard, damage }
+    }
+}
+
+fn wrong_header(
+    rows_file: &File,
+    path: &Path,
+    number: u32,
+    layout: &Layout,
+) -> Result<Option<Damage>> {
+    let mut bytes = [0; HEADER_BYTES];
+    match rows_file.read_exact_at(&mut bytes, 0) {
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(None),
+        Err(error) => Err(Error::io("read", path)(error)),
+        Ok(()) => {
+            let problem = header(number, layout).check(&bytes).err();
+            Ok(problem.map(|problem| Damage::shard(number, Part::Header, problem)))
+        }
+    }
 }
 
 impl Shard {
@@ -62,132 +158,119 @@ impl Shard {
         first_row: u64,
         rows: u64,
         layout: &Layout,
-    ) -> Opened<Self> {
-        let paths = ShardPaths::new(store, number);
-        let rows_file = open(&paths.rows, number, Part::Rows)?;
-        let ids_file = open(&paths.ids, number, Part::Ids)?;
-        let log_file = open(&paths.log, number, Part::Log)?;
+    ) -> Result<Found> {
+        let mut opening = Opening::new(store, number, layout);
         let chunks = rows.div_ceil(layout.chunk_rows());
+        let log_bytes = chunks * RECORD_BYTES as u64;
         let lengths = [
             (
                 Part::Rows,
-                &rows_file,
-                &paths.rows,
                 HEADER_BYTES as u64 + rows * layout.row_bytes() as u64,
             ),
-            (Part::Ids, &ids_file, &paths.ids, rows * 8),
-            (
-                Part::Log,
-                &log_file,
-                &paths.log,
-                chunks * RECORD_BYTES as u64,
-            ),
+            (Part::Ids, rows * 8),
+            (Part::Log, log_bytes),
         ];
-        for (part, file, path, expected) in lengths {
-            let got = length(file, path)?;
+        let mut files = [None, None, None];
+        for (slot, (part, expected)) in files.iter_mut().zip(lengths) {
+            let Some(file) = opening.open(part)? else {
+                continue;
+            };
+            let got = length(&file, opening.paths.of(part))?;
             if got != expected {
                 let problem = format!("expected {expected} bytes for {rows} rows, got {got}");
-                return Err(Refusal::Damaged(Damage::shard(number, part, problem)));
+                opening.note(part, problem);
             }
+            // A log of another length is not read at all.
+            *slot = (part != Part::Log || got == expected).then_some(file);
         }
-        let records = read_log(
-            &log_file,
-            &paths.log,
-            number,
-            chunks * RECORD_BYTES as u64,
-            layout,
-        )?;
+        let [rows_file, ids_file, log_file] = files;
+        if let Some(file) = &rows_file {
+            opening.check_header(file)?;
+        }
+        let records = match log_file {
+            Some(file) => opening.records(&file, log_bytes)?,
+            None => None,
+        };
         let full = |(index, record): (usize, &Record)| {
             record.rows == rows.min((index as u64 + 1) * layout.chunk_rows())
         };
-        if records.len() as u64 != chunks || !records.iter().enumerate().all(full) {
-            let problem = format!(
-                "expected {chunks} valid records, one a chunk, got {}",
-                records.len()
-            );
-            return Err(Refusal::Damaged(Damage::shard(number, Part::Log, problem)));
-        }
-        let shard = Self {
-            number,
+        let records = records.filter(|records| {
+            let whole = records.len() as u64 == chunks && records.iter().enumerate().all(full);
+            if !whole {
+                let got = records.len();
+                let problem = format!("expected {chunks} valid records, one a chunk, got {got}");
+                opening.note(Part::Log, problem);
+            }
+            whole
+        });
+        Ok(opening.found(
             first_row,
-            records,
-            paths,
-            rows_file,
-            ids_file,
-        };
-        shard.check_header(layout)?;
-        Ok(shard)
+            records.map(|records| (records, [rows_file, ids_file])),
+        ))
     }
 
-    /// Opens the shard that an unfinished store was writing; `None` if nothing is committed in it.
+    /// Opens the shard that an unfinished store was writing; none if nothing is committed in it.
     /// Its files may go on after the committed part.
     pub(crate) fn open_unfinished(
         store: &Path,
         number: u32,
         first_row: u64,
         layout: &Layout,
-    ) -> Opened<Option<Self>> {
-        let paths = ShardPaths::new(store, number);
-        let log_file = match File::open(&paths.log) {
+    ) -> Result<Found> {
+        let mut opening = Opening::new(store, number, layout);
+        let log_file = match File::open(&opening.paths.log) {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 // The log is made before the first row is written, so rows without it lost it.
-                return match paths.rows.metadata() {
-                    Ok(rows) if rows.len() > HEADER_BYTES as u64 => Err(Refusal::Damaged(
-                        Damage::shard(number, Part::Log, "the file is missing"),
-                    )),
-                    _ => Ok(None),
-                };
+                let rows = opening.paths.rows.metadata();
+                if rows.is_ok_and(|rows| rows.len() > HEADER_BYTES as u64) {
+                    opening.note(Part::Log, MISSING);
+                }
+                return Ok(opening.found(first_row, None));
             }
-            Err(error) => return Err(Error::io("open", &paths.log)(error).into()),
+            Err(error) => return Err(Error::io("open", &opening.paths.log)(error)),
         };
-        let log_bytes = length(&log_file, &paths.log)?;
+        let log_bytes = length(&log_file, &opening.paths.log)?;
         if log_bytes < RECORD_BYTES as u64 {
-            return Ok(None);
+            return Ok(Found::default());
         }
-        let rows_file = open(&paths.rows, number, Part::Rows)?;
-        let ids_file = open(&paths.ids, number, Part::Ids)?;
+        let (rows_file, ids_file) = (opening.open(Part::Rows)?, opening.open(Part::Ids)?);
+        let Some(rows_file) = rows_file else {
+            return Ok(opening.found(first_row, None));
+        };
         let row_bytes = layout.row_bytes() as u64;
-        let written =
-            length(&rows_file, &paths.rows)?.saturating_sub(HEADER_BYTES as u64) / row_bytes;
+        let written = length(&rows_file, &opening.paths.rows)?.saturating_sub(HEADER_BYTES as u64)
+            / row_bytes;
         // A record commits at least one row that was written before it.
         let longest = (written + 1).saturating_mul(RECORD_BYTES as u64);
         if log_bytes > longest {
             let problem =
                 format!("expected at most {longest} bytes for {written} rows, got {log_bytes}");
-            return Err(Refusal::Damaged(Damage::shard(number, Part::Log, problem)));
+            opening.note(Part::Log, problem);
+            opening.check_header(&rows_file)?;
+            return Ok(opening.found(first_row, None));
         }
-        let records = read_log(&log_file, &paths.log, number, log_bytes, layout)?;
-        let Some(last) = records.last() else {
-            return Ok(None);
+        let records = opening.records(&log_file, log_bytes)?;
+        let committed = match &records {
+            Some(records) => match records.last() {
+                Some(last) => last.rows,
+                None => return Ok(Found::default()),
+            },
+            None => 0,
         };
-        let written_ids = length(&ids_file, &paths.ids)? / 8;
+        let written_ids = match &ids_file {
+            Some(file) => length(file, &opening.paths.ids)? / 8,
+            None => committed,
+        };
         for (part, written) in [(Part::Rows, written), (Part::Ids, written_ids)] {
-            if written < last.rows {
-                let problem = format!("expected {} committed rows, got {written}", last.rows);
-                return Err(Refusal::Damaged(Damage::shard(number, part, problem)));
+            if written < committed {
+                let problem = format!("expected {committed} committed rows, got {written}");
+                opening.note(part, problem);
             }
         }
-        let shard = Self {
-            number,
-            first_row,
-            records,
-            paths,
-            rows_file,
-            ids_file,
-        };
-        shard.check_header(layout)?;
-        Ok(Some(shard))
-    }
-
-    fn check_header(&self, layout: &Layout) -> Opened<()> {
-        let mut bytes = [0; HEADER_BYTES];
-        self.rows_file
-            .read_exact_at(&mut bytes, 0)
-            .map_err(Error::io("read", &self.paths.rows))?;
-        header(self.number, layout)
-            .check(&bytes)
-            .map_err(|problem| Refusal::Damaged(Damage::shard(self.number, Part::Header, problem)))
+        opening.check_header(&rows_file)?;
+        let files = [Some(rows_file), ids_file];
+        Ok(opening.found(first_row, records.map(|records| (records, files))))
     }
 
     /// How many rows are committed.
@@ -234,7 +317,8 @@ impl Shard {
         let row_bytes = layout.row_bytes();
         let offset = HEADER_BYTES as u64 + rows.start * row_bytes as u64;
         let length = (rows.end - rows.start) as usize * row_bytes;
-        Window::map(&self.rows_file, offset, length)
+        let file = self.file(&self.rows_file, Part::Rows)?;
+        Window::map(file, offset, length)
             .map_err(Error::io("map", &self.paths.rows))?
             .ok_or_else(|| {
                 Refusal::Damaged(self.damage(Part::Rows, chunk, rows, "the file is too short"))
@@ -242,24 +326,34 @@ impl Shard {
     }
 
     /// What is wrong with the rows of a mapped chunk.
-    pub(crate) fn check_rows(&self, chunk: u64, window: &Window, layout: &Layout) -> Vec<Damage> {
+    ///
+    /// # Errors
+    /// [`Error::Core`] when cancelled.
+    pub(crate) fn check_rows(
+        &self,
+        chunk: u64,
+        window: &Window,
+        layout: &Layout,
+        workers: &Workers,
+    ) -> Result<Vec<Damage>> {
         let rows = self.chunk(chunk, layout);
         let row_bytes = layout.row_bytes();
-        let wrong = self.parts(&rows).filter(|(part, record)| {
+        let mut damage = Vec::new();
+        for (part, record) in self.parts(&rows) {
             let start = (part.start - rows.start) as usize * row_bytes;
             let end = (part.end - rows.start) as usize * row_bytes;
-            crc32(&window.bytes()[start..end]) != record.rows_crc
-        });
-        wrong
-            .map(|(part, _)| self.damage(Part::Rows, chunk, part, "the checksum differs"))
-            .collect()
+            if crc32_of_file(&window.bytes()[start..end], workers)? != record.rows_crc {
+                damage.push(self.damage(Part::Rows, chunk, part, "the checksum differs"));
+            }
+        }
+        Ok(damage)
     }
 
     /// The ids of a chunk, and what is wrong with them.
     pub(crate) fn read_ids(&self, chunk: u64, layout: &Layout) -> Opened<(Vec<u64>, Vec<Damage>)> {
         let rows = self.chunk(chunk, layout);
         let mut bytes = vec![0; (rows.end - rows.start) as usize * 8];
-        self.ids_file
+        self.file(&self.ids_file, Part::Ids)?
             .read_exact_at(&mut bytes, rows.start * 8)
             .map_err(|error| match error.kind() {
                 io::ErrorKind::UnexpectedEof => Refusal::Damaged(self.damage(
@@ -284,19 +378,36 @@ impl Shard {
         Ok((ids.collect(), damage))
     }
 
-    /// Compares lengths and header again, as they are now.
-    pub(crate) fn check_files(&self, layout: &Layout) -> Opened<()> {
-        let expected = HEADER_BYTES as u64 + self.rows() * layout.row_bytes() as u64;
-        let got = length(&self.rows_file, &self.paths.rows)?;
-        if got < expected {
-            let problem = format!("expected {expected} bytes, got {got}");
-            return Err(Refusal::Damaged(Damage::shard(
-                self.number,
-                Part::Rows,
-                problem,
-            )));
+    fn file<'a>(&self, file: &'a Option<File>, part: Part) -> Opened<&'a File> {
+        file.as_ref()
+            .ok_or_else(|| Refusal::Damaged(Damage::shard(self.number, part, MISSING)))
+    }
+
+    /// How many whole rows, and how many ids, the files hold as they are now.
+    pub(crate) fn held(&self, layout: &Layout) -> Result<(u64, u64)> {
+        let bytes = |file: &Option<File>, path| match file {
+            Some(file) => length(file, path),
+            None => Ok(0),
+        };
+        let rows = bytes(&self.rows_file, &self.paths.rows)?.saturating_sub(HEADER_BYTES as u64);
+        let ids = bytes(&self.ids_file, &self.paths.ids)?;
+        Ok((rows / layout.row_bytes() as u64, ids / 8))
+    }
+
+    /// Compares the lengths and the header of an open shard again, as they are now.
+    pub(crate) fn check_files(&self, layout: &Layout) -> Result<Vec<Damage>> {
+        let mut damage = Vec::new();
+        let (rows, ids) = self.held(layout)?;
+        for (part, held) in [(Part::Rows, rows), (Part::Ids, ids)] {
+            if held < self.rows() {
+                let problem = format!("expected {} committed rows, got {held}", self.rows());
+                damage.push(Damage::shard(self.number, part, problem));
+            }
         }
-        self.check_header(layout)
+        if let Some(file) = &self.rows_file {
+            damage.extend(wrong_header(file, &self.paths.rows, self.number, layout)?);
+        }
+        Ok(damage)
     }
 }
 
@@ -307,18 +418,4 @@ pub(crate) fn header(number: u32, layout: &Layout) -> Header {
         row_bytes: layout.row_bytes() as u64,
         shard: number,
     }
-}
-
-fn read_log(
-    file: &File,
-    path: &Path,
-    number: u32,
-    length: u64,
-    layout: &Layout,
-) -> Opened<Vec<Record>> {
-    let mut bytes = vec![0; length as usize];
-    file.read_exact_at(&mut bytes, 0)
-        .map_err(Error::io("read", path))?;
-    commit_log::parse(&bytes, layout.chunk_rows())
-        .map_err(|problem| Refusal::Damaged(Damage::shard(number, Part::Log, problem)))
 }

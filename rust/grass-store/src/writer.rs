@@ -5,6 +5,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use grass_core::parallel::Workers;
+
 use crate::dtype::Dtype;
 use crate::error::{Damage, Error, Result};
 use crate::fingerprints::{self, Fingerprints, check_same_columns, check_same_fingerprints};
@@ -107,12 +109,13 @@ impl StoreWriter {
     /// commit of more rows.
     ///
     /// # Errors
-    /// [`Error::Mismatch`] if it was made for something else, [`Error::Corrupt`], and those of
-    /// [`StoreWriter::create`].
+    /// [`Error::Mismatch`] if it was made for something else, [`Error::Corrupt`], [`Error::Core`]
+    /// when cancelled, and those of [`StoreWriter::create`].
     pub fn resume(
         path: impl Into<PathBuf>,
         spec: StoreSpec,
         options: WriterOptions,
+        workers: &Workers,
     ) -> Result<Self> {
         let path = path.into();
         match Manifest::read(&path) {
@@ -130,7 +133,7 @@ impl StoreWriter {
         check_same_columns(&path, manifest.layout.columns(), layout.columns())?;
         check_same_fingerprints(&path, &manifest.fingerprints, &spec.fingerprints)?;
         let mut writer = Self::new(path, manifest, options, lock);
-        writer.read_ids()?;
+        writer.read_ids(workers)?;
         paths::remove_temporary(&paths::manifest(&writer.path))?;
         if !writer.manifest.complete {
             writer.reopen_shard()?;
@@ -152,8 +155,9 @@ impl StoreWriter {
         }
     }
 
-    fn read_ids(&mut self) -> Result<()> {
-        for id in self.committed_ids()? {
+    fn read_ids(&mut self, workers: &Workers) -> Result<()> {
+        for id in self.committed_ids(workers)? {
+            workers.check()?;
             if !self.ids.insert(id) {
                 let problem = format!("id {id} is there twice");
                 return Err(Error::corrupt(&self.path, Damage::manifest(problem)));
@@ -186,18 +190,19 @@ impl StoreWriter {
     /// The ids of the committed rows, in their order, as the files have them.
     ///
     /// # Errors
-    /// [`Error::Corrupt`], [`Error::Io`].
-    pub fn committed_ids(&self) -> Result<Vec<u64>> {
-        StoreReader::open(&self.path)?.ids()
+    /// [`Error::Corrupt`], [`Error::Io`], [`Error::Core`] when cancelled.
+    pub fn committed_ids(&self, workers: &Workers) -> Result<Vec<u64>> {
+        StoreReader::open(&self.path)?.ids(workers)
     }
 
     /// Adds rows, (n, width) row-major, one id each, and commits when enough are waiting. All of
-    /// them are refused together.
+    /// them are refused together, and a call that is cancelled takes none, or all of them once it
+    /// has committed some.
     ///
     /// # Errors
-    /// [`Error::Shape`], [`Error::RepeatedId`], [`Error::Overflow`]; [`Error::Io`] from a commit,
-    /// after which the writer is [`Error::Broken`].
-    pub fn append(&mut self, rows: &[f32], ids: &[u64]) -> Result<()> {
+    /// [`Error::Shape`], [`Error::RepeatedId`], [`Error::Overflow`], [`Error::Core`] when cancelled;
+    /// [`Error::Io`] from a commit, after which the writer is [`Error::Broken`].
+    pub fn append(&mut self, rows: &[f32], ids: &[u64], workers: &Workers) -> Result<()> {
         self.check_whole()?;
         let width = self.layout().width();
         if rows.len() != ids.len() * width {
@@ -208,16 +213,24 @@ impl StoreWriter {
             });
         }
         self.check_ids(ids)?;
-        self.layout().check_range(rows, ids)?;
-        for &id in ids {
-            self.ids.insert(id);
-        }
+        self.layout().check_range(rows, ids, workers)?;
+        let before = (self.pending.rows.len(), self.pending.ids.len());
+        let mut committed = false;
         for (row, id) in rows.chunks_exact(width).zip(ids) {
+            if !committed && let Err(cancelled) = workers.check() {
+                self.pending.rows.truncate(before.0);
+                self.pending.ids.truncate(before.1);
+                return Err(cancelled.into());
+            }
             self.manifest.layout.encode(row, &mut self.pending.rows);
             self.pending.ids.extend(id.to_le_bytes());
             if self.pending.rows.len() as u64 >= self.options.commit_bytes {
                 self.commit()?;
+                committed = true;
             }
+        }
+        for &id in ids {
+            self.ids.insert(id);
         }
         if self.last_commit.elapsed() >= self.options.commit_interval {
             self.commit()?;

@@ -15,11 +15,18 @@ use common::{
     CHUNK, NARROW, WIDE, append, assert_same_files, copy_store, edit, files, finished, ids, manual,
     spec,
 };
+use grass_core::parallel::Workers;
 use grass_store::{Dtype, Error, StoreReader, StoreWriter, WriterOptions};
 use proptest::prelude::*;
 
 fn resume(path: &Path) -> StoreWriter {
-    StoreWriter::resume(path, spec(Dtype::Float32, &WIDE), manual()).unwrap()
+    StoreWriter::resume(
+        path,
+        spec(Dtype::Float32, &WIDE),
+        manual(),
+        &Workers::serial(),
+    )
+    .unwrap()
 }
 
 fn committed(path: &Path) -> u64 {
@@ -29,7 +36,7 @@ fn committed(path: &Path) -> u64 {
 /// Appends what is missing of `count` rows, and finishes.
 fn complete(path: &Path, count: usize) {
     let mut writer = resume(path);
-    let done = writer.committed_ids().unwrap();
+    let done = writer.committed_ids(&Workers::serial()).unwrap();
     assert_eq!(
         done,
         ids(0, done.len()),
@@ -120,7 +127,7 @@ fn dropping_the_writer_keeps_what_was_committed_and_no_more() {
     drop(writer);
     let store = StoreReader::open(&path).unwrap();
     assert_eq!((store.rows(), store.complete()), (5, false));
-    assert_eq!(store.ids().unwrap(), ids(0, 5));
+    assert_eq!(store.ids(&Workers::serial()).unwrap(), ids(0, 5));
 }
 
 /// A store of `count` committed rows, as a killed process leaves it.
@@ -289,7 +296,13 @@ fn a_second_writer_is_refused_with_the_holder() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("store");
     let writer = StoreWriter::create(&path, spec(Dtype::Float32, &NARROW), manual()).unwrap();
-    let error = StoreWriter::resume(&path, spec(Dtype::Float32, &NARROW), manual()).unwrap_err();
+    let error = StoreWriter::resume(
+        &path,
+        spec(Dtype::Float32, &NARROW),
+        manual(),
+        &Workers::serial(),
+    )
+    .unwrap_err();
     assert!(matches!(error, Error::Locked { .. }));
     assert!(
         error
@@ -298,7 +311,15 @@ fn a_second_writer_is_refused_with_the_holder() {
         "{error}"
     );
     drop(writer);
-    assert!(StoreWriter::resume(&path, spec(Dtype::Float32, &NARROW), manual()).is_ok());
+    assert!(
+        StoreWriter::resume(
+            &path,
+            spec(Dtype::Float32, &NARROW),
+            manual(),
+            &Workers::serial()
+        )
+        .is_ok()
+    );
 }
 
 #[test]
@@ -340,7 +361,7 @@ fn resuming_with_something_else_names_the_first_difference() {
     let refused = |change: &dyn Fn(&mut grass_store::StoreSpec), words: &str| {
         let mut spec = spec(Dtype::Float32, &NARROW);
         change(&mut spec);
-        let error = StoreWriter::resume(&path, spec, manual()).unwrap_err();
+        let error = StoreWriter::resume(&path, spec, manual(), &Workers::serial()).unwrap_err();
         assert!(matches!(error, Error::Mismatch { .. }), "{error}");
         assert!(error.to_string().contains(words), "{error}");
     };
@@ -391,7 +412,7 @@ fn a_failed_write_stops_the_writer_and_keeps_what_was_committed() {
     assert!(error.errno().is_some(), "{error}");
     for error in [
         writer.commit().unwrap_err(),
-        writer.append(&[], &[]).unwrap_err(),
+        writer.append(&[], &[], &Workers::serial()).unwrap_err(),
         writer.finish(&[]).unwrap_err(),
     ] {
         assert!(matches!(error, Error::Broken { .. }), "{error}");

@@ -197,7 +197,10 @@ fn a_shard_that_is_not_there() {
             .unwrap()
             .push(json!({"rows": 3}))
     });
-    assert_eq!(report, "shard 2 rows (the file is missing)");
+    assert_eq!(
+        report,
+        "shard 2 rows (the file is missing); shard 2 ids (the file is missing); shard 2 log (the file is missing)"
+    );
 }
 
 #[test]

@@ -48,6 +48,104 @@ fn all_damaged_shards_are_reported_together() {
 }
 
 #[test]
+fn all_damaged_files_of_a_shard_are_reported_together() {
+    let (_folder, path) = store();
+    for (kind, length) in [("rows", 5000), ("ids", 9), ("log", 1)] {
+        let name = path.join(format!("shard-00000.{kind}"));
+        edit(&name, |bytes| bytes.truncate(length));
+    }
+    edit(&path.join("shard-00000.rows"), |bytes| bytes[0] ^= 1);
+    fs::remove_file(path.join("shard-00001.ids")).unwrap();
+    edit(&path.join("shard-00001.log"), |bytes| bytes[3] ^= 1);
+    let expected = [
+        "shard 0 header (expected the magic bytes GRASSROW at the start)",
+        "shard 0 rows (expected 8392704 bytes for 32 rows, got 5000)",
+        "shard 0 ids (expected 256 bytes for 32 rows, got 9)",
+        "shard 0 log (expected 40 bytes for 32 rows, got 1)",
+        "shard 1 ids (the file is missing)",
+        "shard 1 log (expected 1 valid records, one a chunk, got 0)",
+    ];
+    assert_eq!(opening(&path), expected);
+    assert_eq!(
+        damage(grass_store::verify(&path, &Workers::serial())),
+        expected
+    );
+}
+
+#[test]
+fn all_damaged_files_of_an_unfinished_shard_are_reported_together() {
+    let (_folder, path) = unfinished();
+    edit(&path.join("shard-00000.rows"), |bytes| {
+        bytes.truncate(4096 + 4 * 262_144);
+        bytes[0] ^= 1;
+        bytes[4096] ^= 1;
+    });
+    edit(&path.join("shard-00000.ids"), |bytes| {
+        bytes.truncate(24);
+        bytes[8] ^= 1;
+    });
+    let lengths = [
+        "shard 0 header (expected the magic bytes GRASSROW at the start)",
+        "shard 0 rows (expected 5 committed rows, got 4)",
+        "shard 0 ids (expected 5 committed rows, got 3)",
+    ];
+    assert_eq!(opening(&path), lengths);
+    fs::remove_file(path.join("shard-00000.ids")).unwrap();
+    let reports = opening(&path);
+    assert_eq!(reports[..2], lengths[..2]);
+    assert_eq!(reports[2], "shard 0 ids (the file is missing)");
+}
+
+#[test]
+fn what_a_damaged_store_still_holds_is_verified() {
+    let (_folder, path) = store();
+    // Shard 0 loses the rows of its second chunk and all of its ids; the rest can still be compared.
+    edit(&path.join("shard-00000.rows"), |bytes| {
+        bytes.truncate(4096 + 20 * 262_144);
+        bytes[4096 + 3 * 262_144] ^= 1;
+    });
+    fs::remove_file(path.join("shard-00000.ids")).unwrap();
+    edit(&path.join("shard-00001.rows"), |bytes| bytes[5000] ^= 1);
+    edit(&path.join("shard-00001.ids"), |bytes| bytes[39] ^= 1);
+    let structure = [
+        "shard 0 rows (expected 8392704 bytes for 32 rows, got 5246976)",
+        "shard 0 ids (the file is missing)",
+    ];
+    assert_eq!(opening(&path), structure);
+    let chunks = [
+        "shard 0 rows chunk 0 rows 0:16 (the checksum differs)",
+        "shard 1 rows chunk 0 rows 32:37 (the checksum differs)",
+        "shard 1 ids chunk 0 rows 32:37 (the checksum differs)",
+    ];
+    for threads in [1, 3] {
+        let found = damage(grass_store::verify(&path, &Workers::with_threads(threads)));
+        assert_eq!(found, [&structure[..], &chunks].concat());
+    }
+}
+
+#[test]
+fn a_message_names_twenty_places_and_how_many_more() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("store");
+    finished(&path, spec(Dtype::Int8, &NARROW), 3);
+    let manifest = path.join("manifest.json");
+    let text = fs::read_to_string(&manifest).unwrap();
+    let shards = vec![r#"{"rows":3}"#; 30].join(",");
+    let without = text.replace(r#"{"rows":3}"#, &shards);
+    let start = without.find(r#","crc32":"#).unwrap();
+    let end = start + 1 + without[start + 1..].find(',').unwrap();
+    let body = format!("{}{}", &without[..start], without[end..].trim_end());
+    let checksum = format!(r#","crc32":{}"#, crc32fast::hash(body.as_bytes()));
+    let signed = format!("{}{checksum}{}\n", &body[..start], &body[start..]);
+    fs::write(&manifest, signed).unwrap();
+    let error = StoreReader::open(&path).unwrap_err();
+    let message = error.to_string();
+    assert!(message.contains("damaged in 87 places: "), "{message}");
+    assert_eq!(message.matches("the file is missing").count(), 20);
+    assert!(message.contains("; and 67 more: restore"), "{message}");
+}
+
+#[test]
 fn rows_ids_or_log_too_short_or_too_long() {
     for name in ["shard-00001.rows", "shard-00001.ids", "shard-00001.log"] {
         for change in [
@@ -106,7 +204,12 @@ fn a_changed_bit_in_the_middle_of_an_unfinished_log_loses_nothing() {
         ["shard 0 log (the checksum of record 2 differs)"]
     );
     let before = files(&path);
-    let outcome = StoreWriter::resume(&path, spec(Dtype::Float32, &WIDE), manual());
+    let outcome = StoreWriter::resume(
+        &path,
+        spec(Dtype::Float32, &WIDE),
+        manual(),
+        &Workers::serial(),
+    );
     assert!(matches!(outcome, Err(Error::Corrupt { .. })));
     assert!(files(&path) == before, "a refused store stays as it is");
 }
@@ -123,7 +226,12 @@ fn committed_rows_of_an_unfinished_store_that_are_gone() {
             opening(&path),
             [format!("shard 0 {part} (expected 5 committed rows, got 4)")]
         );
-        let outcome = StoreWriter::resume(&path, spec(Dtype::Float32, &WIDE), manual());
+        let outcome = StoreWriter::resume(
+            &path,
+            spec(Dtype::Float32, &WIDE),
+            manual(),
+            &Workers::serial(),
+        );
         assert!(matches!(outcome, Err(Error::Corrupt { .. })));
     }
 }
@@ -161,7 +269,13 @@ fn a_repeated_id_in_a_store_that_is_resumed() {
         let own = crc32fast::hash(&bytes[20..36]).to_le_bytes();
         bytes[36..40].copy_from_slice(&own);
     });
-    let error = StoreWriter::resume(&path, spec(Dtype::Float32, &WIDE), manual()).unwrap_err();
+    let error = StoreWriter::resume(
+        &path,
+        spec(Dtype::Float32, &WIDE),
+        manual(),
+        &Workers::serial(),
+    )
+    .unwrap_err();
     assert!(error.to_string().contains("is there twice"), "{error}");
 }
 
@@ -182,9 +296,12 @@ fn verify_finds_all_damage_with_shard_chunk_and_rows() {
     assert_eq!(verify(&path), expected);
     let store = StoreReader::open(&path).unwrap();
     let chunks = store.chunks(0..store.rows());
-    assert!(store.checked_chunk(&chunks[0]).is_err());
-    assert!(store.checked_chunk(&chunks[2]).is_ok());
-    assert_eq!(damage(store.ids().map(|_| ())), &expected[2..]);
+    assert!(store.checked_chunk(&chunks[0], &Workers::serial()).is_err());
+    assert!(store.checked_chunk(&chunks[2], &Workers::serial()).is_ok());
+    assert_eq!(
+        damage(store.ids(&Workers::serial()).map(|_| ())),
+        &expected[2..]
+    );
 }
 
 #[test]
@@ -207,11 +324,9 @@ fn verify_finds_what_was_damaged_after_the_store_was_opened() {
     edit(&path.join("manifest.json"), |bytes| bytes[0] = b'[');
     let found = damage(store.verify(&Workers::serial()));
     assert!(found[0].starts_with("manifest (expected JSON"), "{found:?}");
-    assert!(
-        found
-            .iter()
-            .any(|place| place == "shard 1 rows chunk 0 rows 32:37 (the file is too short)"),
-        "{found:?}"
+    assert_eq!(
+        found[1..],
+        ["shard 1 rows (expected 5 committed rows, got 0)"]
     );
 }
 
@@ -222,11 +337,15 @@ fn a_cancelled_verify_says_so() {
     workers
         .cancel_flag()
         .store(true, std::sync::atomic::Ordering::Relaxed);
-    let outcome = StoreReader::open(&path).unwrap().verify(&workers);
-    assert!(matches!(
-        outcome,
-        Err(Error::Core(grass_core::Error::Interrupted))
-    ));
+    for outcome in [
+        StoreReader::open(&path).unwrap().verify(&workers),
+        grass_store::verify(&path, &workers),
+    ] {
+        assert!(matches!(
+            outcome,
+            Err(Error::Core(grass_core::Error::Interrupted))
+        ));
+    }
 }
 
 proptest! {
@@ -243,8 +362,10 @@ proptest! {
             let place = place.index(bytes.len());
             bytes[place] ^= 1 << bit;
         });
-        let outcome = StoreReader::open(&path).and_then(|store| store.verify(&Workers::serial()));
-        prop_assert!(matches!(outcome, Err(Error::Corrupt { .. } | Error::Format { .. })), "{outcome:?}");
+        let opened = StoreReader::open(&path).and_then(|store| store.verify(&Workers::serial()));
+        for outcome in [opened, grass_store::verify(&path, &Workers::serial())] {
+            prop_assert!(matches!(outcome, Err(Error::Corrupt { .. } | Error::Format { .. })), "{outcome:?}");
+        }
     }
 
     #[test]

@@ -6,14 +6,17 @@
 
 mod common;
 
-use common::{DTYPES, NARROW, append, files, finished, ids, manual, rows, spec, width};
-use grass_store::{Dtype, Error, StoreReader, StoreWriter};
+use common::{
+    DTYPES, NARROW, append, assert_same_files, files, finished, ids, manual, rows, spec, width,
+};
+use grass_core::parallel::Workers;
+use grass_store::{Dtype, Error, StoreReader, StoreWriter, WriterOptions};
 use half::{bf16, f16};
 use proptest::prelude::*;
 
 fn all_rows(store: &StoreReader) -> Vec<f32> {
     let rows: Vec<u64> = (0..store.rows()).collect();
-    store.read_rows(&rows).unwrap()
+    store.read_rows(&rows, &Workers::serial()).unwrap()
 }
 
 /// Writes one row and reads it back.
@@ -21,7 +24,7 @@ fn through(dtype: Dtype, row: &[f32; 8]) -> Vec<f32> {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("store");
     let mut writer = StoreWriter::create(&path, spec(dtype, &NARROW), manual()).unwrap();
-    writer.append(row, &[7]).unwrap();
+    writer.append(row, &[7], &Workers::serial()).unwrap();
     writer.finish(&[]).unwrap();
     all_rows(&StoreReader::open(&path).unwrap())
 }
@@ -36,7 +39,7 @@ fn rows_ids_and_columns_come_back_for_every_dtype() {
         let store = StoreReader::open(&path).unwrap();
         assert!(store.complete());
         assert_eq!(store.rows(), 21);
-        assert_eq!(store.ids().unwrap(), ids(0, 21));
+        assert_eq!(store.ids(&Workers::serial()).unwrap(), ids(0, 21));
         assert_eq!(store.layout().columns(), spec.columns);
         assert_eq!(store.fingerprints(), &spec.fingerprints);
         let expected = rows(0, 21, width(&spec));
@@ -56,10 +59,15 @@ fn rows_are_read_in_the_order_asked_for() {
     let width = store.layout().width();
     let asked = [39, 0, 17, 17, 16, 3];
     let expected: Vec<f32> = asked.iter().flat_map(|&row| rows(row, 1, width)).collect();
-    assert!(store.read_rows(&asked.map(|row| row as u64)).unwrap() == expected);
-    assert!(store.read_rows(&[]).unwrap().is_empty());
+    assert!(
+        store
+            .read_rows(&asked.map(|row| row as u64), &Workers::serial())
+            .unwrap()
+            == expected
+    );
+    assert!(store.read_rows(&[], &Workers::serial()).unwrap().is_empty());
     assert!(matches!(
-        store.read_rows(&[40]),
+        store.read_rows(&[40], &Workers::serial()),
         Err(Error::OutOfRange { row: 40, rows: 40 })
     ));
 }
@@ -70,7 +78,9 @@ fn an_int8_row_is_scales_then_numbers_then_padding() {
     let path = folder.path().join("store");
     let mut writer =
         StoreWriter::create(&path, spec(Dtype::Int8, &[("a", 2), ("b", 3)]), manual()).unwrap();
-    writer.append(&[254.0, -3.0, 0.0, 0.0, 0.0], &[1]).unwrap();
+    writer
+        .append(&[254.0, -3.0, 0.0, 0.0, 0.0], &[1], &Workers::serial())
+        .unwrap();
     writer.finish(&[]).unwrap();
     let bytes = &files(&path)["shard-00000.rows"][4096..];
     assert_eq!(bytes[0..4], 2f32.to_le_bytes());
@@ -115,14 +125,18 @@ fn a_value_too_large_for_the_dtype_is_refused_with_its_place() {
         let mut writer = StoreWriter::create(&path, spec(dtype, &NARROW), manual()).unwrap();
         let mut row = [0.0; 16];
         row[8 + 4] = -limit;
-        let error = writer.append(&row, &[7, 8]).unwrap_err();
+        let error = writer
+            .append(&row, &[7, 8], &Workers::serial())
+            .unwrap_err();
         assert!(
             error.to_string().starts_with("the row of id 8 has -"),
             "{error}"
         );
         assert!(error.to_string().contains("in column \"fc2\""), "{error}");
         // Nothing of the refused call was taken.
-        writer.append(&[0.0; 16], &[7, 8]).unwrap();
+        writer
+            .append(&[0.0; 16], &[7, 8], &Workers::serial())
+            .unwrap();
     }
 }
 
@@ -131,7 +145,7 @@ fn an_empty_store_can_be_finished_and_opened() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("store");
     let mut writer = StoreWriter::create(&path, spec(Dtype::Float32, &NARROW), manual()).unwrap();
-    writer.append(&[], &[]).unwrap();
+    writer.append(&[], &[], &Workers::serial()).unwrap();
     writer.finish(&[4, 3, 4]).unwrap();
     let store = StoreReader::open(&path).unwrap();
     assert_eq!((store.rows(), store.complete()), (0, true));
@@ -145,7 +159,7 @@ fn rows_of_another_width_are_refused() {
     let path = folder.path().join("store");
     let mut writer = StoreWriter::create(&path, spec(Dtype::Float32, &NARROW), manual()).unwrap();
     assert!(matches!(
-        writer.append(&[0.0; 15], &[1, 2]),
+        writer.append(&[0.0; 15], &[1, 2], &Workers::serial()),
         Err(Error::Shape { .. })
     ));
 }
@@ -161,11 +175,15 @@ fn an_id_given_twice_is_refused_and_nothing_of_the_call_is_taken() {
         ([9, seen], "in the store already"),
         ([9, 9], "twice among the new ids"),
     ] {
-        let error = writer.append(&[0.0; 16], &repeated).unwrap_err();
+        let error = writer
+            .append(&[0.0; 16], &repeated, &Workers::serial())
+            .unwrap_err();
         assert!(matches!(error, Error::RepeatedId { .. }));
         assert!(error.to_string().contains(words), "{error}");
     }
-    writer.append(&[0.0; 16], &[9, u64::MAX]).unwrap();
+    writer
+        .append(&[0.0; 16], &[9, u64::MAX], &Workers::serial())
+        .unwrap();
     let error = writer.finish(&[9]).unwrap_err();
     assert!(
         error.to_string().contains("although it was skipped"),
@@ -217,4 +235,80 @@ proptest! {
         let back = through(Dtype::Float32, &row);
         prop_assert!(back.iter().zip(&row).all(|(got, want)| got.to_bits() == want.to_bits() || want.is_nan()));
     }
+}
+
+fn cancelled() -> Workers {
+    let workers = Workers::serial();
+    workers
+        .cancel_flag()
+        .store(true, std::sync::atomic::Ordering::Relaxed);
+    workers
+}
+
+fn assert_interrupted<T: std::fmt::Debug>(outcome: Result<T, Error>) {
+    assert!(
+        matches!(outcome, Err(Error::Core(grass_core::Error::Interrupted))),
+        "{outcome:?}"
+    );
+}
+
+#[test]
+fn cancelled_reads_say_so_and_break_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("store");
+    finished(&path, spec(Dtype::Float32, &NARROW), 5);
+    let store = StoreReader::open(&path).unwrap();
+    assert_interrupted(store.ids(&cancelled()));
+    assert_interrupted(store.read_rows(&[1, 2], &cancelled()));
+    assert_interrupted(store.checked_chunk(&store.chunks(0..1)[0], &cancelled()));
+    let resumed = StoreWriter::resume(&path, spec(Dtype::Float32, &NARROW), manual(), &cancelled());
+    assert_interrupted(resumed.map(|_| ()));
+    assert_eq!(store.ids(&Workers::serial()).unwrap(), ids(0, 5));
+    assert_eq!(
+        store.read_rows(&[1, 2], &Workers::serial()).unwrap(),
+        rows(1, 2, 8)
+    );
+}
+
+#[test]
+fn a_cancelled_append_takes_none_of_its_rows() {
+    let folder = tempfile::tempdir().unwrap();
+    let (path, plain) = (folder.path().join("store"), folder.path().join("plain"));
+    let mut writer = StoreWriter::create(&path, spec(Dtype::Int8, &NARROW), manual()).unwrap();
+    append(&mut writer, 0, 3);
+    assert_interrupted(writer.append(&rows(3, 4, 8), &ids(3, 4), &cancelled()));
+    // Its ids are free, and the writer goes on.
+    append(&mut writer, 3, 4);
+    writer.finish(&[]).unwrap();
+    finished(&plain, spec(Dtype::Int8, &NARROW), 7);
+    assert_same_files(&path, &plain);
+}
+
+#[test]
+fn an_append_that_is_cancelled_after_its_first_commit_takes_all_of_its_rows() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("store");
+    let options = WriterOptions {
+        commit_bytes: 320,
+        ..manual()
+    };
+    let mut writer = StoreWriter::create(&path, spec(Dtype::Float32, &NARROW), options).unwrap();
+    let workers = Workers::serial();
+    let flag = workers.cancel_flag();
+    let log = path.join("shard-00000.log");
+    std::thread::scope(|scope| {
+        scope.spawn(move || {
+            while std::fs::metadata(&log).map_or(0, |log| log.len()) == 0 {
+                std::thread::yield_now();
+            }
+            flag.store(true, std::sync::atomic::Ordering::Relaxed);
+        });
+        writer
+            .append(&rows(0, 1000, 8), &ids(0, 1000), &workers)
+            .unwrap();
+    });
+    assert!(workers.check().is_err());
+    writer.commit().unwrap();
+    let store = StoreReader::open(&path).unwrap();
+    assert_eq!(store.ids(&Workers::serial()).unwrap(), ids(0, 1000));
 }

@@ -72,7 +72,9 @@ pub fn write(
     let mut first = 0;
     for part in rows.axis_chunks_iter(Axis(0), cut.rows_a_commit.min(rows.nrows().max(1))) {
         let ids: Vec<u64> = (first..first + part.nrows()).map(id).collect();
-        writer.append(part.as_slice().unwrap(), &ids).unwrap();
+        writer
+            .append(part.as_slice().unwrap(), &ids, &Workers::serial())
+            .unwrap();
         writer.commit().unwrap();
         first += part.nrows();
     }
@@ -122,7 +124,7 @@ pub fn scores_with(
         &workers,
     )? {
         Scores::All { ids, values } => {
-            assert_eq!(ids, store.ids().unwrap());
+            assert_eq!(ids, store.ids(&Workers::serial()).unwrap());
             Ok(Array2::from_shape_vec((queries.nrows(), ids.len()), values).unwrap())
         }
         Scores::Top { .. } => panic!("asked for all scores"),

@@ -11,6 +11,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use grass_core::parallel::Workers;
 use grass_store::{Column, Dtype, Error, StoreReader, StoreSpec, StoreWriter, WriterOptions};
 use tempfile::TempDir;
 
@@ -75,7 +76,11 @@ pub fn ids(first: usize, count: usize) -> Vec<u64> {
 pub fn append(writer: &mut StoreWriter, first: usize, count: usize) {
     let width = writer.layout().width();
     writer
-        .append(&rows(first, count, width), &ids(first, count))
+        .append(
+            &rows(first, count, width),
+            &ids(first, count),
+            &Workers::serial(),
+        )
         .unwrap();
 }
 

@@ -170,16 +170,6 @@ def test_a_query_that_is_not_finite_is_named(store: grass.Store, bad: float) -> 
         store.score(queries, "graddot")
 
 
-def test_a_stored_row_that_is_not_finite_is_named(tmp_path: Path) -> None:
-    rows = numbers(90, 71)
-    rows[55, 40] = np.nan
-    store = write(tmp_path / "s", rows, WIDTHS)
-    with pytest.raises(grass.NonFiniteError, match='column "layer1" of the store holds NaN'):
-        store.score(QUERIES)
-    with pytest.raises(grass.NonFiniteError, match="score of id 155 for query 0 is NaN"):
-        store.score(QUERIES, "graddot")
-
-
 def test_unfinished_and_empty_stores_are_not_scored(tmp_path: Path, store: grass.Store) -> None:
     with grass.create_store(tmp_path / "u", columns(*WIDTHS)) as writer:
         writer.append(QUERIES, range(6))

@@ -371,3 +371,15 @@ def test_differences_of_columns_and_fingerprints_are_named() -> None:
     check_same_fingerprints("s", {"plan": "a"}, {"plan": "a"})
     with pytest.raises(grass.StoreMismatchError, match='"plan": a in the store, none given'):
         check_same_fingerprints("s", {"plan": "a"}, {})
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 1e39])
+def test_rows_that_are_not_finite_are_refused_by_id(tmp_path: Path, dtype: str, bad: float) -> None:
+    rows = numbers(3, 5).astype(np.float64)
+    rows[1, 2] = bad
+    with grass.create_store(tmp_path / "s", columns(5), dtype) as writer:
+        with pytest.raises(grass.NonFiniteError, match="row of id 8"):
+            writer.append(rows, [7, 8, 9])
+        writer.append(rows[[0, 2]], [7, 9])
+        assert writer.finish().ids.tolist() == [7, 9]

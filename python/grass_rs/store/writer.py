@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, final
 import numpy as np
 
 from grass_rs import _native
-from grass_rs.errors import DataError, ShapeError, SpecError, unknown_name
+from grass_rs.errors import DataError, NonFiniteError, ShapeError, SpecError, unknown_name
 from grass_rs.store.columns import to_native
 from grass_rs.store.reader import Store, as_rows, first_line, open_store
 
@@ -90,6 +90,8 @@ class StoreWriter:
             If the rows are no numbers, or on another device.
         DataError
             If an id is negative, no whole number or repeated, or the dtype cannot hold a value.
+        NonFiniteError
+            If a row has a NaN or an infinity, also by conversion to float32.
         StoreError
             If a commit fails, by a full disk for instance; then the writer takes no more, and what was
             committed before stays: `create_store(..., resume=True)` goes on with it.
@@ -101,6 +103,12 @@ class StoreWriter:
             raise ShapeError(
                 f"append expects one id a row, got rows of shape {values.shape} and ids of shape "
                 f"{numbers.shape}: give one id a row"
+            )
+        finite = np.isfinite(values).all(axis=1)
+        if not finite.all():
+            raise NonFiniteError(
+                f"append expects finite rows, got a NaN or an infinity, or more than float32 holds, in "
+                f"the row of id {numbers[~finite][0]}: leave the example out"
             )
         self._native.append(values, numbers)
 

@@ -244,6 +244,8 @@ fn a_score_that_is_not_finite_names_the_example() {
     let mut rows = numbers(100, 3, 1);
     rows[[70, 1]] = f32::NAN;
     let (_folder, with_nan) = store(&[3], &rows);
+    let error = all_scores(&with_nan, &numbers(2, 3, 2), Method::Influence, 0.4).unwrap_err();
+    assert!(matches!(error, Error::NonFiniteRows { .. }), "{error}");
     let (_folder, huge) = store(&[1], &Array2::from_elem((1, 1), 1e30));
     let error = all_scores(&with_nan, &numbers(2, 3, 2), Method::GradDot, 0.0).unwrap_err();
     assert!(

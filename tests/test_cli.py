@@ -247,6 +247,12 @@ def test_commands_about_stores_load_no_torch(train: Path, queries: Path) -> None
     assert done.returncode == 0, done.stderr
 
 
+def test_a_folder_is_no_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["demo", "--out", str(tmp_path), "--store", str(tmp_path / "s")]) == 1
+    assert "expects a file for --out" in capsys.readouterr().err
+    assert not (tmp_path / "s").exists()
+
+
 def test_names_that_the_terminal_cannot_write_are_escaped(tmp_path: Path) -> None:
     column = grass.Column("schicht-\u03b2", 0, 3, {})
     with grass.create_store(tmp_path / "s", [column]) as writer:

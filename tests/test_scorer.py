@@ -141,6 +141,7 @@ def test_bits_depend_on_neither_threads_nor_commits_nor_other_queries(
         (QUERIES, {"damping": -0.1}, grass.SpecError, "of at least 0, got -0.1"),
         (QUERIES, {"damping": np.nan}, grass.SpecError, "damping must be a finite number"),
         (QUERIES, {"damping": np.inf}, grass.SpecError, "damping must be a finite number"),
+        (QUERIES, {"damping": 1e308}, grass.SpecError, "damping must be .* too large"),
         (QUERIES, {"top_k": 0}, grass.ShapeError, "top_k must be a whole number from 1 to 90"),
         (QUERIES, {"top_k": 91}, grass.ShapeError, "the rows of the store, got 91"),
         (QUERIES, {"top_k": -1}, grass.ShapeError, "the rows of the store, got -1"),

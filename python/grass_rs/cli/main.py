@@ -184,6 +184,10 @@ def _demo(arguments: Namespace) -> str:
     report_path, store_path = arguments.out, arguments.store
     if store_path is None:
         store_path = Path(f"demo-seed{arguments.seed}.grass")
+    if report_path.is_dir():
+        raise GrassError(
+            f"demo expects a file for --out, got the folder {report_path}: name a file in it"
+        )
     for option, path in (("--out", report_path), ("--store", store_path)):
         folder = path.resolve().parent
         if not os.access(folder, os.W_OK):

@@ -130,6 +130,10 @@ impl Task<'_> {
             return Ok(None);
         }
         let ridge = self.damping * trace / self.rows as f64;
+        if !ridge.is_finite() {
+            let got = format!("{:e}, too large for column {:?}", self.damping, block.name);
+            return Err(Error::Damping { got });
+        }
         let factor = gram.factor(ridge, self.workers)?;
         match factor {
             Some(factor) => Ok(Some((factor, ridge))),

@@ -74,8 +74,8 @@ impl Sjlt {
             ));
         }
         let width = output_dim / nnz;
-        check_range("sjlt", "output_dim", &[output_dim, SIGN_ALIGNMENT])?;
-        check_range("sjlt", "input_dim", &[input_dim, SIGN_ALIGNMENT])?;
+        check_range("sjlt", "output_dim", &[output_dim])?;
+        check_range("sjlt", "input_dim", &[input_dim])?;
         let padded = width.next_multiple_of(SIGN_ALIGNMENT);
         let pages = input_dim.div_ceil(width);
         check_range("sjlt", "input_dim", &[nnz, pages, padded])?;

@@ -132,6 +132,23 @@ def test_graddot_and_gradcos_are_products_and_cosines_of_rows(tmp_path: Path) ->
     assert dot.damping is None
 
 
+def test_long_steps_show_a_bar_unless_told_not_to(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = mlp()
+    attributor = grass.Attributor(model, "cross_entropy", grass.Plan.for_model(model, dim=9))
+    loader = loader_of(*mlp_data(12))
+    store = attributor.cache(loader, tmp_path / "s")
+    attributor.score(loader, store)
+    bars = capsys.readouterr()
+    assert bars.out == ""
+    for words in ("cache: 100%", "queries: 100%", "3/3"):
+        assert words in bars.err
+    attributor.cache(loader, tmp_path / "quiet", progress=False)
+    attributor.score(loader, store, progress=False)
+    assert capsys.readouterr().err == ""
+
+
 def test_removing_a_helpful_example_raises_the_loss_of_the_query() -> None:
     """The sign: positive = training on it lowers the query's loss, in one gradient step."""
     model = mlp()

@@ -206,3 +206,30 @@ def test_only_missing_examples_are_captured_again(tmp_path: Path) -> None:
     # Besides the checks of the first batch, every batch that was missing once.
     assert calls.count(EXAMPLES % BATCH) == 1
     assert calls.count(BATCH) == (EXAMPLES - begun) // BATCH + 1
+
+
+def test_a_full_disk_loses_nothing_that_was_cached(
+    tmp_path: Path, whole: dict[str, dict[str, bytes]]
+) -> None:
+    """The system refuses to let a file grow, as a full disk does."""
+    code = (
+        "import resource, sys; from test_cache_resume import *\n"
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({HEADER + 40 * 72}, resource.RLIM_INFINITY))\n"
+        "JOBS['rows'].cache(Path(sys.argv[1]))"
+    )
+    path = tmp_path / "full"
+    done = subprocess.run(
+        [sys.executable, "-B", "-c", code, str(path)],
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.returncode == 1
+    message = done.stderr.splitlines()[-1]
+    assert message.startswith("grass_rs.errors.StoreError: cannot write")
+    assert message.endswith("what was committed is safe")
+    check_committed(path, 36)
+    assert JOBS["rows"].cache(path).complete
+    assert files(path) == whole["rows"]

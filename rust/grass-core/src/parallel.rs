@@ -163,7 +163,7 @@ impl Workers {
     }
 }
 
-/// Fewer operations than this are done by the calling thread: waking the pool costs about 20 us.
+/// Fewer operations than this are done by the calling thread: waking the pool would take longer.
 const PARALLEL_THRESHOLD: usize = 1 << 17;
 
 #[cfg(test)]

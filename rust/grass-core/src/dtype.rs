@@ -2,7 +2,7 @@
 
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
-use ndarray::{ArrayView, ArrayView1, Dimension, Ix2, Ix3, s};
+use ndarray::{ArrayView, ArrayView1, ArrayView3, Dimension, Ix2, Ix3, s};
 
 /// A floating-point type that compressors read; they accumulate in f32.
 pub trait Element: Copy + Send + Sync + 'static {
@@ -154,6 +154,47 @@ impl Tokens<'_> {
     fn position(&self, row: usize) -> (usize, usize) {
         let tokens = self.shape()[1];
         (row / tokens, row % tokens)
+    }
+}
+
+impl Tokens<'_> {
+    /// Gathers the features `indices` of some rows into panels of `WIDTH` columns (see [`crate::panels`]).
+    pub(crate) fn gather_panels<const WIDTH: usize>(
+        &self,
+        rows: std::ops::Range<usize>,
+        indices: &[u64],
+        panels: &mut [f32],
+    ) {
+        with_view!(self, view => gather_panels_from::<_, WIDTH>(view, rows, indices, panels));
+    }
+}
+
+fn gather_panels_from<T: Element, const WIDTH: usize>(
+    view: &ArrayView3<T>,
+    rows: std::ops::Range<usize>,
+    indices: &[u64],
+    panels: &mut [f32],
+) {
+    let tokens = view.shape()[1];
+    let (panels, _) = panels.as_chunks_mut::<WIDTH>();
+    for (number, row) in rows.clone().enumerate() {
+        let values = view.slice(s![row / tokens, row % tokens, ..]);
+        let panels = panels.iter_mut().skip(number).step_by(rows.len());
+        for (panel, indices) in panels.zip(indices.chunks(WIDTH)) {
+            match values.as_slice() {
+                Some(values) => {
+                    for (value, &index) in panel.iter_mut().zip(indices) {
+                        *value = values[index as usize].to_f32();
+                    }
+                }
+                None => {
+                    for (value, &index) in panel.iter_mut().zip(indices) {
+                        *value = values[index as usize].to_f32();
+                    }
+                }
+            }
+            panel[indices.len()..].fill(0.0);
+        }
     }
 }
 

@@ -2,24 +2,28 @@
 //!
 //! The layer's gradient is never built: time and memory grow with the kept coordinates.
 
-use crate::dtype::{Gather, Rows, Tokens};
+use crate::dtype::{Rows, Tokens};
 use crate::error::{Error, Result};
-use crate::linalg::add_outer_products;
 use crate::mask::Mask;
+use crate::panels::{LEFT, RIGHT, add_product, packed_len};
 use crate::parallel::Workers;
 use crate::philox::derive;
 use crate::project::{Projection, multiply};
+use crate::simd::Path;
 use crate::sjlt::Sjlt;
 use crate::spec::{SjltKind, Spec, check_count, check_range};
 
-/// Values of the masked product held at a time by a thread, 1 MiB.
-const BLOCK_VALUES: usize = 1 << 18;
+/// Values of masked products held at a time by a thread, 1 MiB: they stay in the second-level cache.
+const PRODUCT_VALUES: usize = 1 << 18;
 
-/// Kept values of tokens gathered at a time, 128 KiB: they stay in the second-level cache.
-const TOKEN_VALUES: usize = 1 << 15;
+/// Kept values of tokens in panels at a time, 1 MiB at most.
+const PANEL_VALUES: usize = 1 << 18;
+
+/// Tokens in panels at a time: the panels of usual masks stay in the second-level cache.
+const TOKENS: usize = 128;
 
 /// The most examples that share what the SJLT generates.
-const EXAMPLES: usize = 32;
+const EXAMPLES: usize = 4;
 
 /// The factorised GraSS of a linear layer's gradient (arXiv 2505.18976).
 #[derive(Debug, Clone)]
@@ -118,34 +122,41 @@ impl FactGrass {
         let (n, tokens) = (inputs.shape()[0], inputs.shape()[1]);
         let operations = self.operations(tokens).saturating_mul(n);
         let workers = workers.for_operations(operations);
-        let group = (BLOCK_VALUES / self.sjlt.input_dim())
+        let height = (PRODUCT_VALUES / kept_in.len()).clamp(1, kept_out.len());
+        let group = (PRODUCT_VALUES / (height * kept_in.len()))
             .clamp(1, EXAMPLES)
             .min(n.div_ceil(workers.threads()).max(1));
-        let height = (BLOCK_VALUES / kept_in.len()).clamp(1, kept_out.len());
+        let step = (PANEL_VALUES / (kept_in.len() + height)).clamp(1, TOKENS);
         let k = self.sjlt.output_dim();
         let groups = out.chunks_mut(group * k).enumerate().collect();
         workers.for_each(groups, |(index, out)| {
-            out.fill(0.0);
+            let path = Path::current();
+            let mut left = vec![0.0; packed_len::<LEFT>(height, step)];
+            let mut right = vec![0.0; packed_len::<RIGHT>(kept_in.len(), step)];
             let mut product = Product {
                 values: vec![0.0; out.len() / k * height * kept_in.len()],
                 start: 0,
                 len: 0,
             };
+            out.fill(0.0);
             for first in (0..kept_out.len()).step_by(height) {
                 let kept_out = &kept_out[first..kept_out.len().min(first + height)];
+                let shape = (kept_out.len(), kept_in.len());
                 product.start = first * kept_in.len();
-                product.len = kept_out.len() * kept_in.len();
-                let examples = product.values.chunks_exact_mut(product.len);
-                for (example, product) in examples.enumerate().take(out.len() / k) {
+                product.len = shape.0 * shape.1;
+                let products = product.values.chunks_exact_mut(product.len);
+                for (example, product) in products.enumerate().take(out.len() / k) {
+                    product.fill(0.0);
                     let first = (index * group + example) * tokens;
-                    let rows = first..first + tokens;
-                    multiply_factors(
-                        (inputs, kept_in),
-                        (grad_outputs, kept_out),
-                        rows,
-                        product,
-                        &workers,
-                    )?;
+                    for start in (first..first + tokens).step_by(step) {
+                        workers.check()?;
+                        let rows = start..(first + tokens).min(start + step);
+                        let left = &mut left[..packed_len::<LEFT>(shape.0, rows.len())];
+                        let right = &mut right[..packed_len::<RIGHT>(shape.1, rows.len())];
+                        grad_outputs.gather_panels::<LEFT>(rows.clone(), kept_out, left);
+                        inputs.gather_panels::<RIGHT>(rows.clone(), kept_in, right);
+                        add_product(path, (left, right), rows.len(), product, shape.1, shape);
+                    }
                 }
                 let end = product.start + product.len;
                 self.sjlt
@@ -162,34 +173,6 @@ impl FactGrass {
             .input_dim()
             .saturating_mul(tokens.saturating_add(4))
     }
-}
-
-/// `product = sum over rows of grad_output input^T`, of the kept features alone.
-fn multiply_factors(
-    (inputs, kept_in): (&Tokens, &[u64]),
-    (grad_outputs, kept_out): (&Tokens, &[u64]),
-    rows: std::ops::Range<usize>,
-    product: &mut [f32],
-    workers: &Workers,
-) -> Result<()> {
-    let step = (TOKEN_VALUES / (kept_in.len() + kept_out.len())).clamp(1, rows.len().max(1));
-    let mut left = vec![0.0; step * kept_out.len()];
-    let mut right = vec![0.0; step * kept_in.len()];
-    product.fill(0.0);
-    for first in rows.clone().step_by(step) {
-        workers.check()?;
-        let count = step.min(rows.end - first);
-        let left = &mut left[..count * kept_out.len()];
-        let right = &mut right[..count * kept_in.len()];
-        for (token, left) in left.chunks_exact_mut(kept_out.len()).enumerate() {
-            grad_outputs.gather(first + token, kept_out, left);
-        }
-        for (token, right) in right.chunks_exact_mut(kept_in.len()).enumerate() {
-            inputs.gather(first + token, kept_in, right);
-        }
-        add_outer_products(left, right, kept_in.len(), product);
-    }
-    Ok(())
 }
 
 /// Coordinates `start..start + len` of the masked products of some examples, one after the other.

@@ -15,6 +15,7 @@ pub mod grass;
 mod linalg;
 pub mod logra;
 pub mod mask;
+mod panels;
 pub mod parallel;
 pub mod philox;
 mod project;

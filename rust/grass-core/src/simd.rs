@@ -18,9 +18,9 @@ pub struct Path {
 /// The sets that kernels are compiled for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Instructions {
-    /// AVX-512 F, BW, DQ and VL.
+    /// AVX-512 F, BW, DQ and VL, and those below.
     Avx512,
-    /// AVX2.
+    /// AVX2, FMA and F16C.
     Avx2,
     /// What every machine of the architecture has: NEON on 64-bit ARM, SSE2 on x86-64.
     Portable,
@@ -67,12 +67,17 @@ impl Instructions {
     fn is_available(self) -> bool {
         match self {
             Self::Avx512 => {
-                is_x86_feature_detected!("avx512f")
+                Self::Avx2.is_available()
+                    && is_x86_feature_detected!("avx512f")
                     && is_x86_feature_detected!("avx512bw")
                     && is_x86_feature_detected!("avx512dq")
                     && is_x86_feature_detected!("avx512vl")
             }
-            Self::Avx2 => is_x86_feature_detected!("avx2"),
+            Self::Avx2 => {
+                is_x86_feature_detected!("avx2")
+                    && is_x86_feature_detected!("fma")
+                    && is_x86_feature_detected!("f16c")
+            }
             Self::Portable => true,
         }
     }
@@ -91,12 +96,12 @@ macro_rules! for_each_path {
         $visibility fn $name(path: $crate::simd::Path, $($argument: $type),*) {
             #[cfg(target_arch = "x86_64")]
             {
-                #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+                #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
                 fn avx512($($argument: $type),*) {
                     $body($($argument),*);
                 }
 
-                #[target_feature(enable = "avx2")]
+                #[target_feature(enable = "avx2,fma,f16c")]
                 fn avx2($($argument: $type),*) {
                     $body($($argument),*);
                 }

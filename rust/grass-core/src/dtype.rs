@@ -2,7 +2,7 @@
 
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
-use ndarray::{ArrayView, ArrayView1, ArrayView3, Dimension, Ix2, Ix3, s};
+use ndarray::{ArrayView, ArrayView1, ArrayView3, Axis, Dimension, Ix2, Ix3, s};
 
 /// A floating-point type that compressors read; they accumulate in f32.
 pub trait Element: Copy + Send + Sync + 'static {
@@ -102,6 +102,9 @@ pub(crate) trait Rows: Sync {
     /// How many rows there are.
     fn count(&self) -> usize;
 
+    /// Coordinates `start..start + len` of a row where they can be read in place, else nothing.
+    fn in_place(&self, row: usize, start: usize, len: usize) -> &[f32];
+
     /// Coordinates `start..start + buffer.len()` of a row, in `buffer` or, where they can be read in place, elsewhere.
     fn tile<'a>(&'a self, row: usize, start: usize, buffer: &'a mut [f32]) -> &'a [f32];
 }
@@ -110,6 +113,18 @@ pub(crate) trait Rows: Sync {
 pub(crate) trait Gather: Sync {
     /// Writes the coordinates `indices` of a row to `target`.
     fn gather(&self, row: usize, indices: &[u64], target: &mut [f32]);
+}
+
+/// One token, quicker than by a slice.
+fn token_of<'a, T>(view: &ArrayView3<'a, T>, example: usize, token: usize) -> ArrayView1<'a, T> {
+    (*view)
+        .index_axis_move(Axis(0), example)
+        .index_axis_move(Axis(0), token)
+}
+
+fn in_place(row: ArrayView1<'_, f32>, start: usize, len: usize) -> &[f32] {
+    row.to_slice()
+        .map_or(&[], |values| &values[start..start + len])
 }
 
 fn tile_of<'a, T: Element>(
@@ -128,8 +143,17 @@ fn tile_of<'a, T: Element>(
 }
 
 fn gather_from<T: Element>(row: ArrayView1<T>, indices: &[u64], target: &mut [f32]) {
-    for (value, &index) in target.iter_mut().zip(indices) {
-        *value = row[index as usize].to_f32();
+    match row.to_slice() {
+        Some(values) => {
+            for (target, &index) in target.iter_mut().zip(indices) {
+                *target = values[index as usize].to_f32();
+            }
+        }
+        None => {
+            for (target, &index) in target.iter_mut().zip(indices) {
+                *target = row[index as usize].to_f32();
+            }
+        }
     }
 }
 
@@ -138,14 +162,21 @@ impl Rows for Matrix<'_> {
         self.shape()[0]
     }
 
+    fn in_place(&self, row: usize, start: usize, len: usize) -> &[f32] {
+        match self {
+            Array::F32(view) => in_place(view.row(row), start, len),
+            _ => &[],
+        }
+    }
+
     fn tile<'a>(&'a self, row: usize, start: usize, buffer: &'a mut [f32]) -> &'a [f32] {
-        with_view!(self, view => tile_of(view.slice(s![row, ..]), start, buffer))
+        with_view!(self, view => tile_of(view.row(row), start, buffer))
     }
 }
 
 impl Gather for Matrix<'_> {
     fn gather(&self, row: usize, indices: &[u64], target: &mut [f32]) {
-        with_view!(self, view => gather_from(view.slice(s![row, ..]), indices, target));
+        with_view!(self, view => gather_from(view.row(row), indices, target));
     }
 }
 
@@ -178,21 +209,10 @@ fn gather_panels_from<T: Element, const WIDTH: usize>(
     let tokens = view.shape()[1];
     let (panels, _) = panels.as_chunks_mut::<WIDTH>();
     for (number, row) in rows.clone().enumerate() {
-        let values = view.slice(s![row / tokens, row % tokens, ..]);
+        let values = token_of(view, row / tokens, row % tokens);
         let panels = panels.iter_mut().skip(number).step_by(rows.len());
         for (panel, indices) in panels.zip(indices.chunks(WIDTH)) {
-            match values.as_slice() {
-                Some(values) => {
-                    for (value, &index) in panel.iter_mut().zip(indices) {
-                        *value = values[index as usize].to_f32();
-                    }
-                }
-                None => {
-                    for (value, &index) in panel.iter_mut().zip(indices) {
-                        *value = values[index as usize].to_f32();
-                    }
-                }
-            }
+            gather_from(values, indices, &mut panel[..indices.len()]);
             panel[indices.len()..].fill(0.0);
         }
     }
@@ -203,16 +223,24 @@ impl Rows for Tokens<'_> {
         self.shape()[0] * self.shape()[1]
     }
 
+    fn in_place(&self, row: usize, start: usize, len: usize) -> &[f32] {
+        let (example, token) = self.position(row);
+        match self {
+            Array::F32(view) => in_place(token_of(view, example, token), start, len),
+            _ => &[],
+        }
+    }
+
     fn tile<'a>(&'a self, row: usize, start: usize, buffer: &'a mut [f32]) -> &'a [f32] {
         let (example, token) = self.position(row);
-        with_view!(self, view => tile_of(view.slice(s![example, token, ..]), start, buffer))
+        with_view!(self, view => tile_of(token_of(view, example, token), start, buffer))
     }
 }
 
 impl Gather for Tokens<'_> {
     fn gather(&self, row: usize, indices: &[u64], target: &mut [f32]) {
         let (example, token) = self.position(row);
-        with_view!(self, view => gather_from(view.slice(s![example, token, ..]), indices, target));
+        with_view!(self, view => gather_from(token_of(view, example, token), indices, target));
     }
 }
 
@@ -231,6 +259,10 @@ impl<'a> Range<'a> {
 impl Rows for Range<'_> {
     fn count(&self) -> usize {
         self.range.len()
+    }
+
+    fn in_place(&self, row: usize, start: usize, len: usize) -> &[f32] {
+        self.rows.in_place(self.range.start + row, start, len)
     }
 
     fn tile<'a>(&'a self, row: usize, start: usize, buffer: &'a mut [f32]) -> &'a [f32] {

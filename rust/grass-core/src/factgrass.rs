@@ -187,8 +187,12 @@ impl Rows for Product {
         self.values.len() / self.len
     }
 
-    fn tile<'a>(&'a self, row: usize, start: usize, buffer: &'a mut [f32]) -> &'a [f32] {
+    fn in_place(&self, row: usize, start: usize, len: usize) -> &[f32] {
         let first = row * self.len + start - self.start;
-        &self.values[first..first + buffer.len()]
+        &self.values[first..first + len]
+    }
+
+    fn tile<'a>(&'a self, row: usize, start: usize, buffer: &'a mut [f32]) -> &'a [f32] {
+        self.in_place(row, start, buffer.len())
     }
 }

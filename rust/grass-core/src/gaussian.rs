@@ -15,10 +15,10 @@ const SEGMENT: usize = 1024;
 /// Entries generated at a time: 32 KiB.
 const TILE_ENTRIES: usize = 8192;
 
-/// Words of random signs generated at a time.
-const SIGN_WORDS: usize = 64;
+/// Double words of random signs generated at a time.
+const SIGN_WORDS: usize = 32;
 
-const ONES: [f32; 32 * SIGN_WORDS] = [1.0; 32 * SIGN_WORDS];
+const ONES: [f32; 64 * SIGN_WORDS] = [1.0; 64 * SIGN_WORDS];
 
 /// A seeded dense projection; entry (coordinate i, output j) is random number `i k + j`.
 #[derive(Debug, Clone)]
@@ -90,12 +90,16 @@ impl Gaussian {
                 let path = Path::current();
                 let mut words = [0; SIGN_WORDS + 1];
                 let mut bit = number;
-                for entries in entries.chunks_mut(32 * (SIGN_WORDS - 1)) {
-                    self.philox
-                        .fill_words(Stream::Rademacher, bit / 32, &mut words[..SIGN_WORDS]);
+                for entries in entries.chunks_mut(64 * (SIGN_WORDS - 1)) {
+                    self.philox.fill_double_words(
+                        Stream::Rademacher,
+                        bit / 64,
+                        &mut words[..SIGN_WORDS],
+                    );
                     entries.fill(0.0);
-                    let offset = (bit % 32) as usize;
-                    add_signed(path, entries, &ONES[..entries.len()], &words, offset);
+                    let offset = (bit % 64) as usize;
+                    let ones = &ONES[..entries.len()];
+                    add_signed(path, entries, 0, ones, &[], &words, offset);
                     bit += entries.len() as u64;
                 }
             }

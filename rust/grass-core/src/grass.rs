@@ -97,6 +97,10 @@ impl Rows for Kept<'_> {
         self.count
     }
 
+    fn in_place(&self, _row: usize, _start: usize, _len: usize) -> &[f32] {
+        &[]
+    }
+
     fn tile<'a>(&'a self, row: usize, start: usize, buffer: &'a mut [f32]) -> &'a [f32] {
         let indices = &self.indices[start..start + buffer.len()];
         self.rows.gather(row, indices, buffer);

@@ -23,6 +23,7 @@ mod signs;
 pub mod simd;
 pub mod sjlt;
 pub mod spec;
+mod workspace;
 
 pub use compressor::Compressor;
 pub use error::{Error, Result};

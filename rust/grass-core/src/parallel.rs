@@ -151,15 +151,52 @@ impl Workers {
             self.check()?;
             task(item)
         };
-        let shared = (self.threads > 1 && items.len() > 1)
-            .then(|| process_pool(self.threads))
-            .flatten();
-        match shared {
+        match self.pool_for(items.len()) {
             Some(shared) => shared
                 .pool
                 .install(|| items.into_par_iter().try_for_each(checked)),
             None => items.into_iter().try_for_each(checked),
         }
+    }
+
+    /// Runs `task` once for every `length` values of `values` (the last ones may be fewer), with the number of the chunk,
+    /// like [`Self::for_each`]; the calling thread alone allocates nothing.
+    ///
+    /// # Errors
+    /// [`Error::Interrupted`], or an error of a task.
+    ///
+    /// # Panics
+    /// If `length` is zero.
+    pub fn for_each_chunk<E>(
+        &self,
+        values: &mut [f32],
+        length: usize,
+        task: impl Fn(usize, &mut [f32]) -> std::result::Result<(), E> + Sync,
+    ) -> std::result::Result<(), E>
+    where
+        E: From<Error> + Send,
+    {
+        let checked = |(index, chunk)| {
+            self.check()?;
+            task(index, chunk)
+        };
+        match self.pool_for(values.len().div_ceil(length)) {
+            Some(shared) => shared.pool.install(|| {
+                let chunks = values.par_chunks_mut(length).enumerate();
+                chunks.try_for_each(checked)
+            }),
+            None => {
+                let mut chunks = values.chunks_mut(length).enumerate();
+                chunks.try_for_each(checked)
+            }
+        }
+    }
+
+    /// The pool, where there are several threads and several tasks for them.
+    fn pool_for(&self, tasks: usize) -> Option<Arc<ProcessPool>> {
+        (self.threads > 1 && tasks > 1)
+            .then(|| process_pool(self.threads))
+            .flatten()
     }
 }
 
@@ -185,10 +222,35 @@ mod tests {
     }
 
     #[test]
+    fn every_chunk_is_done_once_under_its_number_for_any_number_of_threads() {
+        for threads in [1, 2, 5] {
+            for (length, chunks) in [(7, 143), (1000, 1), (2000, 1)] {
+                let mut done = vec![0.0; 1000];
+                let seen = AtomicUsize::new(0);
+                Workers::with_threads(threads)
+                    .for_each_chunk(&mut done, length, |index, chunk| -> Result<()> {
+                        seen.fetch_add(1, Ordering::Relaxed);
+                        for (offset, value) in chunk.iter_mut().enumerate() {
+                            *value += (index * length + offset) as f32;
+                        }
+                        Ok(())
+                    })
+                    .unwrap();
+                assert_eq!(seen.into_inner(), chunks);
+                assert!(done.iter().enumerate().all(|(i, &value)| value == i as f32));
+            }
+        }
+    }
+
+    #[test]
     fn a_cancelled_call_stops_with_interrupted() {
         let workers = Workers::with_threads(2);
         workers.cancel_flag().store(true, Ordering::Relaxed);
         let outcome = workers.for_each(vec![1, 2, 3], |_| -> Result<()> { panic!("must not run") });
+        assert_eq!(outcome, Err(Error::Interrupted));
+        let outcome = workers.for_each_chunk(&mut [0.0; 9], 2, |_, _| -> Result<()> {
+            panic!("must not run")
+        });
         assert_eq!(outcome, Err(Error::Interrupted));
     }
 }

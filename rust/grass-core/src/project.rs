@@ -7,6 +7,13 @@
 use crate::dtype::Rows;
 use crate::error::Result;
 use crate::parallel::Workers;
+use crate::workspace::with_f32;
+
+/// The most sums of a segment that are kept apart, 1 MiB a thread: a block of rows where k is small, else one row.
+const BLOCK_SUMS: usize = 1 << 18;
+
+/// The widest output whose sums are kept apart, 4 MiB a thread. Wider ones are one segment, summed in place.
+const MOST_SUMS: usize = 1 << 20;
 
 /// A linear map that can be applied to a range of coordinates at a time.
 pub(crate) trait Projection: Sync {
@@ -60,65 +67,72 @@ pub(crate) fn project(
         return Ok(());
     }
     let workers = workers.for_operations(projection.operations().saturating_mul(n));
-    let segments = p.div_ceil(projection.segment());
+    let segments = if k > MOST_SUMS {
+        1
+    } else {
+        p.div_ceil(projection.segment())
+    };
     let bounds = |segment: usize| {
         let start = segment * projection.segment();
-        (start, p.min(start + projection.segment()))
+        let next = start + projection.segment();
+        (start, if segment + 1 == segments { p } else { next })
     };
     let block = n
         .div_ceil(workers.threads())
-        .clamp(1, projection.row_block());
-    let blocks: Vec<_> = out.chunks_mut(block * k).enumerate().collect();
-    if segments == 1 || blocks.len() >= workers.threads() {
-        return workers.for_each(blocks, |(index, out)| {
+        .min(projection.row_block())
+        .min(BLOCK_SUMS / k)
+        .max(1);
+    if k > MOST_SUMS {
+        return workers.for_each_chunk(out, block * k, |index, out| {
             out.fill(0.0);
-            let mut partial = vec![0.0; if segments > 1 { out.len() } else { 0 }];
-            for segment in 0..segments {
-                let (start, end) = bounds(segment);
-                if segment == 0 {
-                    projection.accumulate(rows, index * block, start, end, out, &workers)?;
-                } else {
-                    partial.fill(0.0);
-                    projection.accumulate(
-                        rows,
-                        index * block,
-                        start,
-                        end,
-                        &mut partial,
-                        &workers,
-                    )?;
-                    add(out, &partial);
-                }
-            }
+            projection.accumulate(rows, index * block, 0, p, out, &workers)?;
             multiply(out, scale);
             Ok(())
         });
     }
-    for (index, out) in blocks {
-        out.fill(0.0);
-        let mut partials = vec![0.0; out.len() * workers.threads().min(segments)];
-        let wave = partials.len() / out.len();
-        for first in (0..segments).step_by(wave) {
-            let count = wave.min(segments - first);
-            let partials = &mut partials[..count * out.len()];
-            partials.fill(0.0);
-            let tasks = partials.chunks_mut(out.len()).enumerate().collect();
-            workers.for_each(tasks, |(offset, partial)| {
-                let (start, end) = bounds(first + offset);
-                projection.accumulate(rows, index * block, start, end, partial, &workers)
-            })?;
-            for partial in partials.chunks(out.len()) {
-                add(out, partial);
+    if segments == 1 || n.div_ceil(block) >= workers.threads() {
+        return workers.for_each_chunk(out, block * k, |index, out| {
+            with_f32(out.len(), |sums| {
+                for segment in 0..segments {
+                    let (start, end) = bounds(segment);
+                    sums.fill(0.0);
+                    projection.accumulate(rows, index * block, start, end, sums, &workers)?;
+                    add(out, sums, segment);
+                }
+                multiply(out, scale);
+                Ok(())
+            })
+        });
+    }
+    for (index, out) in out.chunks_mut(block * k).enumerate() {
+        let wave = workers.threads().min(segments);
+        with_f32(wave * out.len(), |sums| {
+            for first in (0..segments).step_by(wave) {
+                let sums = &mut sums[..wave.min(segments - first) * out.len()];
+                workers.for_each_chunk(sums, out.len(), |offset, sums| -> Result<()> {
+                    let (start, end) = bounds(first + offset);
+                    sums.fill(0.0);
+                    projection.accumulate(rows, index * block, start, end, sums, &workers)
+                })?;
+                for (offset, sums) in sums.chunks(out.len()).enumerate() {
+                    add(out, sums, first + offset);
+                }
             }
-        }
-        multiply(out, scale);
+            multiply(out, scale);
+            Result::Ok(())
+        })?;
     }
     Ok(())
 }
 
-fn add(out: &mut [f32], partial: &[f32]) {
-    for (total, value) in out.iter_mut().zip(partial) {
-        *total += value;
+/// Adds the sums of segment number `segment`: the first ones are all there is so far.
+fn add(out: &mut [f32], sums: &[f32], segment: usize) {
+    if segment == 0 {
+        out.copy_from_slice(sums);
+        return;
+    }
+    for (total, sum) in out.iter_mut().zip(sums) {
+        *total += sum;
     }
 }
 

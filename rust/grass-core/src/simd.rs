@@ -88,6 +88,22 @@ impl Instructions {
     }
 }
 
+/// Asks for the memory around `value` to be brought into the second-level cache, where the architecture has an instruction for it.
+#[inline(always)]
+pub(crate) fn prefetch<T>(value: &T) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+        #[expect(unsafe_code, reason = "the instruction takes a pointer")]
+        // SAFETY: every x86-64 processor has the instruction; it reads nothing that the program sees, and never faults.
+        unsafe {
+            _mm_prefetch::<_MM_HINT_T1>(std::ptr::from_ref(value).cast());
+        }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = value;
+}
+
 /// Defines a function that runs one `#[inline(always)]` body compiled for the path in its first argument.
 macro_rules! for_each_path {
     ($(#[$doc:meta])* $visibility:vis fn $name:ident($($argument:ident: $type:ty),* $(,)?) = $body:path) => {

@@ -3,11 +3,17 @@
 //! Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (SC 2011). The crates of the `rand`
 //! family do not promise the same values for years; a store needs that, so the ten rounds are here.
 
+mod plain;
+#[cfg(target_arch = "x86_64")]
+mod x86;
+
 use blake2::Blake2bMac;
 use blake2::digest::consts::U8;
 use blake2::digest::{FixedOutput, KeyInit, Update};
 
-use crate::simd::{Path, for_each_path};
+#[cfg(target_arch = "x86_64")]
+use crate::simd::Instructions;
+use crate::simd::Path;
 
 /// What a stream of random words is used for. The numbers are part of every stored structure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,20 +72,13 @@ impl Philox {
         self.word(stream, n / 32) >> (n % 32) & 1 == 1
     }
 
-    /// Fills `words` with the words of `stream` from number `first` on.
-    pub fn fill_words(&self, stream: Stream, first: u64, words: &mut [u32]) {
-        let lead = (first % BLOCK_WORDS) as usize;
-        let mut rest = words;
-        let mut m = first / BLOCK_WORDS;
-        if lead != 0 {
-            let block = self.block(stream, m);
-            let count = rest.len().min(4 - lead);
-            let (head, tail) = rest.split_at_mut(count);
-            head.copy_from_slice(&block[lead..lead + count]);
-            rest = tail;
-            m += 1;
-        }
-        fill_blocks(Path::current(), self.key, stream as u32, m, rest);
+    /// Fills `words` with the double words of `stream` (see [`Philox::double_word`]) from number `first` on.
+    pub fn fill_double_words(&self, stream: Stream, first: u64, words: &mut [u64]) {
+        let odd = words.len().min((first % 2) as usize);
+        let (lead, rest) = words.split_at_mut(odd);
+        lead.fill_with(|| self.double_word(stream, first));
+        let block = first.div_ceil(2);
+        fill_blocks(Path::current(), self.key, stream, block, rest);
     }
 
     /// The two words `2 n` and `2 n + 1` of `stream` as one number, the first one low.
@@ -125,11 +124,8 @@ pub fn derive(seed: u64, label: &str) -> u64 {
 
 /// Ten rounds of Philox4x32.
 #[inline]
-pub fn philox4x32_10(mut key: [u32; 2], mut counter: [u32; 4]) -> [u32; 4] {
-    for round in 0..ROUNDS {
-        if round > 0 {
-            key = [key[0].wrapping_add(WEYL[0]), key[1].wrapping_add(WEYL[1])];
-        }
+pub fn philox4x32_10(key: [u32; 2], mut counter: [u32; 4]) -> [u32; 4] {
+    for key in round_keys(key) {
         let first = u64::from(MULTIPLIERS[0]) * u64::from(counter[0]);
         let second = u64::from(MULTIPLIERS[1]) * u64::from(counter[2]);
         counter = [
@@ -142,54 +138,41 @@ pub fn philox4x32_10(mut key: [u32; 2], mut counter: [u32; 4]) -> [u32; 4] {
     counter
 }
 
-/// Blocks computed side by side.
-const LANES: usize = 16;
-
-for_each_path! {
-    /// Fills `words` with the blocks of a stream from number `first` on; the last one may be cut.
-    pub(crate) fn fill_blocks(key: [u32; 2], stream: u32, first: u64, words: &mut [u32]) = fill_blocks_body
-}
-
-#[inline(always)]
-fn fill_blocks_body(key: [u32; 2], stream: u32, first: u64, words: &mut [u32]) {
-    let mut m = first;
-    for words in words.chunks_mut(4 * LANES) {
-        let numbers: [u64; LANES] = std::array::from_fn(|lane| m.wrapping_add(lane as u64));
-        let blocks = philox_lanes(key, stream, &numbers);
-        for (lane, words) in words.chunks_mut(4).enumerate() {
-            for (word, from) in words.iter_mut().zip(&blocks) {
-                *word = from[lane];
+/// Fills `words` with the double words of a stream's blocks from number `first` on; the last one may be cut.
+fn fill_blocks(path: Path, key: [u32; 2], stream: Stream, first: u64, words: &mut [u64]) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        #[expect(
+            unsafe_code,
+            reason = "calls functions compiled for instructions that not every machine has"
+        )]
+        // SAFETY: a `Path` comes from `Path::available` alone, which asked the processor for these instructions.
+        unsafe {
+            match path.instructions {
+                Instructions::Avx512 => {
+                    return x86::avx512::fill_blocks(key, stream as u32, first, words);
+                }
+                Instructions::Avx2 => {
+                    return x86::avx2::fill_blocks(key, stream as u32, first, words);
+                }
+                Instructions::Portable => {}
             }
         }
-        m = m.wrapping_add(LANES as u64);
     }
+    let _ = path;
+    plain::fill_blocks(key, stream as u32, first, words);
 }
 
-/// Word 0, 1, 2 and 3 of some blocks: [`philox4x32_10`] on every lane.
-#[inline(always)]
-fn philox_lanes(mut key: [u32; 2], stream: u32, numbers: &[u64; LANES]) -> [[u32; LANES]; 4] {
-    let mut counter = [
-        numbers.map(|number| number as u32),
-        numbers.map(|number| (number >> 32) as u32),
-        [stream; LANES],
-        [0; LANES],
-    ];
-    for round in 0..ROUNDS {
-        if round > 0 {
-            key = [key[0].wrapping_add(WEYL[0]), key[1].wrapping_add(WEYL[1])];
-        }
-        let mut next = [[0; LANES]; 4];
-        for lane in 0..LANES {
-            let first = u64::from(MULTIPLIERS[0]) * u64::from(counter[0][lane]);
-            let second = u64::from(MULTIPLIERS[1]) * u64::from(counter[2][lane]);
-            next[0][lane] = (second >> 32) as u32 ^ counter[1][lane] ^ key[0];
-            next[1][lane] = second as u32;
-            next[2][lane] = (first >> 32) as u32 ^ counter[3][lane] ^ key[1];
-            next[3][lane] = first as u32;
-        }
-        counter = next;
+/// The keys of the rounds.
+const fn round_keys(key: [u32; 2]) -> [[u32; 2]; ROUNDS] {
+    let mut keys = [key; ROUNDS];
+    let mut round = 1;
+    while round < ROUNDS {
+        let [first, second] = keys[round - 1];
+        keys[round] = [first.wrapping_add(WEYL[0]), second.wrapping_add(WEYL[1])];
+        round += 1;
     }
-    counter
+    keys
 }
 
 #[cfg(test)]
@@ -199,12 +182,12 @@ mod tests {
     #[test]
     fn words_in_bulk_are_the_words_one_by_one() {
         let philox = Philox::new(7);
-        for first in 0..9 {
-            for len in 0..13 {
+        for first in 0..5 {
+            for len in [0, 1, 2, 3, 31, 32, 33, 100] {
                 let mut words = vec![0; len];
-                philox.fill_words(Stream::Sign, first, &mut words);
-                for (index, &word) in words.iter().enumerate() {
-                    assert_eq!(word, philox.word(Stream::Sign, first + index as u64));
+                philox.fill_double_words(Stream::Sign, first, &mut words);
+                for (n, &word) in (first..).zip(&words) {
+                    assert_eq!(word, philox.double_word(Stream::Sign, n));
                 }
             }
         }
@@ -215,14 +198,10 @@ mod tests {
         for path in Path::available() {
             for (first, len) in [(0, 64), (3, 200), (u64::from(u32::MAX) - 5, 130), (7, 1)] {
                 let mut words = vec![0; len];
-                fill_blocks(path, [1, 2], Stream::Sign as u32, first, &mut words);
+                fill_blocks(path, [1, 2], Stream::Sign, first, &mut words);
                 let philox = Philox { key: [1, 2] };
-                for (index, &word) in (0..).zip(&words) {
-                    assert_eq!(
-                        word,
-                        philox.word(Stream::Sign, 4 * first + index),
-                        "{path:?}"
-                    );
+                for (n, &word) in (2 * first..).zip(&words) {
+                    assert_eq!(word, philox.double_word(Stream::Sign, n), "{path:?}");
                 }
             }
         }

@@ -105,6 +105,16 @@ pub(crate) trait Rows: Sync {
     /// Coordinates `start..start + len` of a row where they can be read in place, else nothing.
     fn in_place(&self, row: usize, start: usize, len: usize) -> &[f32];
 
+    /// Copies coordinates `start..start + buffer.len()` of a row.
+    fn copy_tile(&self, row: usize, start: usize, buffer: &mut [f32]) {
+        let whole = self.in_place(row, start, buffer.len());
+        if whole.is_empty() {
+            self.tile(row, start, buffer);
+        } else {
+            buffer.copy_from_slice(whole);
+        }
+    }
+
     /// Coordinates `start..start + buffer.len()` of a row, in `buffer` or, where they can be read in place, elsewhere.
     fn tile<'a>(&'a self, row: usize, start: usize, buffer: &'a mut [f32]) -> &'a [f32];
 }

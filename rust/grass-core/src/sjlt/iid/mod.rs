@@ -1,0 +1,289 @@
+//! The iid kind: a bucket drawn for each coordinate.
+//!
+//! Many rows go through lanes: 16 rows side by side, so that a coordinate's bucket is one vector of 16 sums. Few rows
+//! take their turns. Buckets and signs of a tile are drawn once for all of them.
+
+mod plain;
+#[cfg(target_arch = "x86_64")]
+mod x86;
+
+use super::{SIGN_ALIGNMENT, Sjlt};
+use crate::dtype::Rows;
+use crate::error::Result;
+use crate::parallel::Workers;
+use crate::philox::{Stream, scale_word};
+use crate::signs::fill_masks;
+#[cfg(target_arch = "x86_64")]
+use crate::simd::Instructions;
+use crate::simd::{Path, for_each_path};
+use crate::workspace::with_f32;
+
+/// Coordinates at a time: a tile of 16 rows fills half of the first-level cache.
+const TILE: usize = 256;
+
+/// Rows side by side.
+const LANES: usize = 16;
+
+/// Fewer rows than this take their turns.
+const LEAST: usize = 6;
+
+/// The most buckets that are worth 16 sums each: 2 MiB.
+const MOST_BUCKETS: usize = 1 << 15;
+
+/// Rows that take their turns together.
+const TOGETHER: usize = 4;
+
+/// Sums of one bucket, of rows side by side.
+type Sums = [f32; LANES];
+
+/// A tile of rows side by side, one after the other: copies, since rows that are a power of two apart would drive one
+/// another out of the cache.
+type Tiles = [[f32; TILE]; LANES];
+
+/// Bucket within its draw, and number of the sign bit, of a coordinate.
+pub(super) fn entry(sjlt: &Sjlt, draw: usize, coordinate: usize) -> (usize, usize) {
+    let number = first_number(sjlt, draw) + coordinate;
+    let bucket = sjlt
+        .philox
+        .draw(Stream::Bucket, sjlt.width() as u64, number as u64);
+    (bucket as usize, number)
+}
+
+/// Number of the first coordinate's bucket and sign in a draw.
+fn first_number(sjlt: &Sjlt, draw: usize) -> usize {
+    draw * sjlt.input_dim.next_multiple_of(SIGN_ALIGNMENT)
+}
+
+/// Buckets and signs of the coordinates of a tile.
+struct Table {
+    /// Words that are drawn, for either.
+    words: [u64; TILE / 2 + 1],
+    /// Buckets, after one of another tile where the first word is half used.
+    buckets: [usize; TILE + 2],
+    /// Masks for the sign bit of an f32.
+    signs: [u32; TILE],
+}
+
+impl Table {
+    /// Draws the buckets and signs of the `len` coordinates from `start` on.
+    fn draw(
+        &mut self,
+        path: Path,
+        sjlt: &Sjlt,
+        draw: usize,
+        (start, len): (usize, usize),
+    ) -> (&[usize], &[u32]) {
+        let number = first_number(sjlt, draw) + start;
+        let (width, first) = (sjlt.width(), draw * sjlt.width());
+        let lead = number % 2;
+        if width as u64 > 1 << 32 {
+            for (number, bucket) in (number as u64..).zip(&mut self.buckets[lead..lead + len]) {
+                let drawn = sjlt.philox.draw_wide(Stream::Bucket, width as u64, number);
+                *bucket = first + drawn as usize;
+            }
+        } else {
+            let words = &mut self.words[..(lead + len).div_ceil(2)];
+            sjlt.philox
+                .fill_double_words(Stream::Bucket, number as u64 / 2, words);
+            scale_words(path, &mut self.buckets, words, width as u64, first);
+        }
+        let words = &mut self.words[..(number % 64 + len).div_ceil(64) + 1];
+        sjlt.philox
+            .fill_double_words(Stream::Sign, number as u64 / 64, words);
+        fill_masks(path, &mut self.signs[..len], words, number % 64);
+        (&self.buckets[lead..lead + len], &self.signs[..len])
+    }
+}
+
+for_each_path! {
+    /// `first` plus the draws below `width` of both halves of every word.
+    fn scale_words(buckets: &mut [usize], words: &[u64], width: u64, first: usize) = scale_words_body
+}
+
+#[inline(always)]
+fn scale_words_body(buckets: &mut [usize], words: &[u64], width: u64, first: usize) {
+    for (buckets, &word) in buckets.as_chunks_mut::<2>().0.iter_mut().zip(words) {
+        buckets[0] = first + scale_word(word as u32, width) as usize;
+        buckets[1] = first + scale_word((word >> 32) as u32, width) as usize;
+    }
+}
+
+/// Adds coordinates `start..end` of rows `first..` to `out`, one row of buckets a row.
+pub(super) fn accumulate(
+    sjlt: &Sjlt,
+    rows: &dyn Rows,
+    first: usize,
+    (start, end): (usize, usize),
+    out: &mut [f32],
+    workers: &Workers,
+) -> Result<()> {
+    let k = sjlt.output_dim;
+    let count = out.len() / k;
+    let groups = if k <= MOST_BUCKETS {
+        (count + LANES - LEAST) / LANES
+    } else {
+        0
+    };
+    let (grouped, rest) = out.split_at_mut((groups * LANES).min(count) * k);
+    let next = first + grouped.len() / k;
+    let path = Path::current();
+    let mut table = Table {
+        words: [0; TILE / 2 + 1],
+        buckets: [0; TILE + 2],
+        signs: [0; TILE],
+    };
+    let (mut tiles, mut later) = ([[0.0; TILE]; LANES], [[0.0; TILE]; LANES]);
+    let (mut tiles, mut later) = (&mut tiles, &mut later);
+    let place = |group: usize, start: usize| Place {
+        rows,
+        lanes: first + group * LANES..next.min(first + (group + 1) * LANES),
+        start,
+        end,
+    };
+    with_f32(groups * k * LANES, |sums| {
+        sums.fill(0.0);
+        let (sums, _) = sums.as_chunks_mut::<LANES>();
+        if groups > 0 {
+            place(0, start).copy(tiles);
+        }
+        for start in (start..end).step_by(TILE) {
+            workers.check()?;
+            let len = TILE.min(end - start);
+            for draw in 0..sjlt.nnz {
+                let (buckets, signs) = table.draw(path, sjlt, draw, (start, len));
+                for (group, sums) in sums.chunks_exact_mut(k).enumerate() {
+                    let follows = if group + 1 < groups {
+                        place(group + 1, start)
+                    } else if draw + 1 < sjlt.nnz {
+                        place(0, start)
+                    } else {
+                        place(0, start + len)
+                    };
+                    let upcoming = follows.upcoming(len);
+                    add_tiles(path, sums, tiles, buckets, signs, &upcoming, later);
+                    if upcoming[0].is_empty() {
+                        follows.copy(later);
+                    }
+                    std::mem::swap(&mut tiles, &mut later);
+                }
+                for (index, out) in rest.chunks_mut(TOGETHER * k).enumerate() {
+                    let row = next + index * TOGETHER;
+                    let mut tiles = [[0.0; TILE]; TOGETHER];
+                    for (lane, tile) in tiles.iter_mut().enumerate().take(out.len() / k) {
+                        rows.copy_tile(row + lane, start, &mut tile[..len]);
+                    }
+                    add_in_turn(out, k, &tiles, buckets, signs);
+                }
+            }
+        }
+        for (sums, out) in sums.chunks_exact(k).zip(grouped.chunks_mut(LANES * k)) {
+            for (lane, out) in out.chunks_exact_mut(k).enumerate() {
+                for (total, sums) in out.iter_mut().zip(sums) {
+                    *total += sums[lane];
+                }
+            }
+        }
+        Ok(())
+    })
+}
+
+/// Where a tile of rows side by side comes from.
+struct Place<'a> {
+    rows: &'a dyn Rows,
+    lanes: std::ops::Range<usize>,
+    start: usize,
+    /// Where the segment ends.
+    end: usize,
+}
+
+impl<'a> Place<'a> {
+    fn copy(&self, tiles: &mut Tiles) {
+        let len = TILE.min(self.end - self.start);
+        for (lane, tile) in tiles.iter_mut().enumerate() {
+            let row = self.lanes.start + lane;
+            if row < self.lanes.end {
+                self.rows.copy_tile(row, self.start, &mut tile[..len]);
+            } else {
+                tile.fill(0.0);
+            }
+        }
+    }
+
+    /// The tile of every row, and the one after it where there is one, if all of it can be read in place while a tile of
+    /// `len` coordinates is added; else nothing.
+    fn upcoming(&self, len: usize) -> [&'a [f32]; LANES] {
+        let mut upcoming: [&[f32]; LANES] = [&[]; LANES];
+        let available = (self.end - self.start).min(2 * TILE);
+        if len == TILE && available >= TILE && self.lanes.len() == LANES {
+            for (row, upcoming) in self.lanes.clone().zip(&mut upcoming) {
+                *upcoming = self.rows.in_place(row, self.start, available);
+            }
+        }
+        upcoming
+    }
+}
+
+/// Adds rows side by side. Meanwhile, line by line, it copies the tile that follows to `later`, where there is one.
+fn add_tiles(
+    path: Path,
+    sums: &mut [Sums],
+    tiles: &Tiles,
+    buckets: &[usize],
+    signs: &[u32],
+    upcoming: &[&[f32]; LANES],
+    later: &mut Tiles,
+) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        #[expect(
+            unsafe_code,
+            reason = "calls functions compiled for instructions that not every machine has"
+        )]
+        // SAFETY: a `Path` comes from `Path::available` alone, which asked the processor for these instructions.
+        unsafe {
+            match path.instructions {
+                Instructions::Avx512 => {
+                    return x86::add_tiles_avx512(sums, tiles, buckets, signs, upcoming, later);
+                }
+                Instructions::Avx2 => {
+                    return x86::add_tiles_avx2(sums, tiles, buckets, signs, upcoming, later);
+                }
+                Instructions::Portable => {}
+            }
+        }
+    }
+    let _ = path;
+    for (later, upcoming) in later.iter_mut().zip(upcoming) {
+        let len = upcoming.len().min(TILE);
+        later[..len].copy_from_slice(&upcoming[..len]);
+    }
+    plain::add_tiles(sums, tiles, 0, buckets, signs);
+}
+
+/// Adds up to [`TOGETHER`] rows, each to its own row of `out`.
+fn add_in_turn(
+    out: &mut [f32],
+    k: usize,
+    tiles: &[[f32; TILE]; TOGETHER],
+    buckets: &[usize],
+    signs: &[u32],
+) {
+    let signed = |row: usize, i: usize| f32::from_bits(tiles[row][i].to_bits() ^ signs[i]);
+    let mut outs = out.chunks_exact_mut(k);
+    if let (Some(a), Some(b), Some(c), Some(d)) =
+        (outs.next(), outs.next(), outs.next(), outs.next())
+    {
+        for (i, &bucket) in buckets.iter().enumerate() {
+            a[bucket] += signed(0, i);
+            b[bucket] += signed(1, i);
+            c[bucket] += signed(2, i);
+            d[bucket] += signed(3, i);
+        }
+        return;
+    }
+    for (row, out) in out.chunks_exact_mut(k).enumerate() {
+        for (i, &bucket) in buckets.iter().enumerate() {
+            out[bucket] += signed(row, i);
+        }
+    }
+}

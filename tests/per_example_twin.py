@@ -71,6 +71,9 @@ class RowSink:
             assert not inputs.requires_grad
             assert not outputs.requires_grad
             assert inputs.shape[:2] == outputs.shape[:2]
+            if gradient.bias:
+                assert block.factors.bias
+                inputs = torch.cat([inputs, inputs.new_ones(*inputs.shape[:2], 1)], dim=2)
             assert inputs.shape[2] == block.factors.in_features
             assert outputs.shape[2] == block.factors.out_features
             found = torch.einsum("nto,nti->noi", outputs, inputs).flatten(1)

@@ -152,6 +152,41 @@ def test_loss_may_read_the_model() -> None:
     assert_captured_rightly(model, loss, torch.randn(N, 5).double(), N, 1e-10)
 
 
+@pytest.mark.parametrize("bias", [True, False])
+def test_factors_are_no_copies(bias: bool) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 7, bias=bias), nn.Tanh(), nn.Linear(7, 3, bias=bias))
+    given: dict[str, list[int]] = {"0": [], "2": []}
+    for name, places in given.items():
+        model.get_submodule(name).register_forward_pre_hook(
+            lambda _, args, places=places: places.append(args[0].data_ptr())
+        )
+    seen = []
+
+    def sink(block: Block, _: slice, gradient: Factors | Tensor) -> None:
+        assert isinstance(gradient, Factors)
+        assert gradient.bias is bias
+        # The forward pass that the factors are of is the last one.
+        assert gradient.inputs.data_ptr() == given[block.name][-1]
+        seen.append(block.name)
+
+    with Capture(model, squares, find_blocks(model)) as capture:
+        capture.run(torch.randn(N, 4, 5), sink)
+    assert seen == ["2", "0"]
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(("n", "tokens", "d_in"), [(3, 4, 5), (0, 4, 5), (3, 0, 5), (3, 4, 0)])
+def test_gradients_of_factors_are_their_product(bias: bool, n: int, tokens: int, d_in: int) -> None:
+    torch.manual_seed(0)
+    inputs, grad_outputs = torch.randn(n, tokens, d_in).half(), torch.randn(n, tokens, 2).half()
+    found = Factors(inputs, grad_outputs, bias).gradients(slice(1, n), torch.float64)
+    if bias:
+        inputs = torch.cat([inputs, inputs.new_ones(n, tokens, 1)], dim=2)
+    expected = torch.einsum("nto,nti->noi", grad_outputs.double(), inputs.double()).flatten(1)[1:]
+    torch.testing.assert_close(found, expected)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_autocast(dtype: torch.dtype) -> None:
     torch.manual_seed(0)
@@ -165,7 +200,8 @@ def test_autocast(dtype: torch.dtype) -> None:
         def __call__(self, block: Block, examples: slice, gradient: Factors | Tensor) -> None:
             if isinstance(gradient, Factors):
                 kinds.add(gradient.inputs.dtype)
-                gradient = Factors(gradient.inputs.float(), gradient.grad_outputs.float())
+                inputs, grad_outputs = gradient.inputs.float(), gradient.grad_outputs.float()
+                gradient = Factors(inputs, grad_outputs, gradient.bias)
             super().__call__(block, examples, gradient)
 
     sink = KindSink(N)

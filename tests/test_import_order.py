@@ -37,8 +37,8 @@ CRATE_ORDER = [{"grass-core"}, {"grass-store"}, {"grass-engine"}, {"grass-py"}]
 
 CORE_ORDER = [
     {"error"},
-    {"simd"},
-    {"dtype", "philox", "parallel"},
+    {"simd", "workspace"},
+    {"dtype", "panels", "philox", "parallel"},
     {"linalg", "project", "signs", "spec"},
     {"mask", "sjlt", "gaussian"},
     {"grass", "logra", "factgrass"},

@@ -5,7 +5,7 @@ use std::hint::black_box;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use grass_benches::{compressor, values};
-use grass_core::dtype::Array;
+use grass_core::dtype::{Array, Factor};
 use grass_core::parallel::Workers;
 use ndarray::{ArrayView2, ArrayView3};
 
@@ -66,7 +66,8 @@ fn factors(criterion: &mut Criterion) {
     let (n, t, d) = (2, 256, 2048);
     let data = [values(n * t * d), values(n * t * d)];
     let [inputs, grad_outputs] = [0, 1].map(|which| {
-        Array::F32(ArrayView3::from_shape((n, t, d), &data[which]).expect("n * t * d values"))
+        let view = ArrayView3::from_shape((n, t, d), &data[which]).expect("n * t * d values");
+        Factor::from(Array::F32(view))
     });
     let workers = Workers::serial();
     let mut group = criterion.benchmark_group("factors 2 x 256 x 2048");

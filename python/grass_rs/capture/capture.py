@@ -159,7 +159,8 @@ class Capture:
         sink
             Called with a block, the examples (a slice of 0..n), and their gradients: `Factors` for
             a linear layer, else a tensor (m, p). Contributions to one block and example add up.
-            All tensors are detached and on the layer's device.
+            All tensors are detached and on the layer's device; factors share memory with the model's
+            own tensors, so they are only to be read, and only before the sink returns.
 
         Raises
         ------

@@ -33,13 +33,42 @@ __all__ = ["Call", "Factors", "Layout", "LinearCapture"]
 class Factors:
     """Factors of the gradients of some examples with respect to a linear layer's parameters.
 
-    Example i's gradient is `einsum("to,ti->oi", grad_outputs[i], inputs[i])`, flattened row-major.
+    Example i's gradient is `einsum("to,ti->oi", grad_outputs[i], inputs[i])`, flattened row-major,
+    where `bias` says that `inputs` has one more column.
     """
 
     inputs: Tensor
-    """(n, t, in_features); the last column is the bias's ones where the block has a bias."""
+    """(n, t, in_features), or (n, t, in_features - 1) with `bias`; no copy of what the layer was given
+    unless it was cast, or the call has no part in the block's bias (its last column is zeros then)."""
     grad_outputs: Tensor
     """(n, t, out_features), of the same dtype."""
+    bias: bool
+    """Whether a last input column follows that `inputs` does not hold, the bias's ones."""
+
+    def gradients(self, examples: slice, dtype: torch.dtype) -> Tensor:
+        """Return the gradients of some examples themselves.
+
+        Parameters
+        ----------
+        examples
+            Which of the n.
+        dtype
+            Type to compute in.
+
+        Returns
+        -------
+        torch.Tensor
+            (m, out_features * in_features) of this dtype.
+
+        """
+        inputs = self.inputs[examples].to(dtype)
+        grad_outputs = self.grad_outputs[examples].to(dtype)
+        d_in, d_out = inputs.shape[2], grad_outputs.shape[2]
+        gradients = grad_outputs.new_empty(len(inputs), d_out, d_in + self.bias)
+        torch.bmm(grad_outputs.transpose(1, 2), inputs, out=gradients[:, :, :d_in])
+        if self.bias:
+            gradients[:, :, d_in] = grad_outputs.sum(dim=1)
+        return gradients.flatten(1)
 
 
 @dataclass(frozen=True)
@@ -116,10 +145,9 @@ class Call:
         factors = self.site.block.factors
         # Under autocast the layer multiplies in the output's dtype.
         inputs = layout.to_examples(self.inputs, n).to(grad_output.dtype)
-        if factors is not None and factors.bias:
-            column = inputs.new_ones if self.site.bias else inputs.new_zeros
-            inputs = torch.cat([inputs, column((*inputs.shape[:2], 1))], dim=2)
-        return Factors(inputs, layout.to_examples(grad_output, n))
+        if factors is not None and factors.bias and not self.site.bias:
+            inputs = torch.cat([inputs, inputs.new_zeros((*inputs.shape[:2], 1))], dim=2)
+        return Factors(inputs, layout.to_examples(grad_output, n), self.site.bias)
 
 
 class LinearCapture:

@@ -397,10 +397,11 @@ class Probe:
             if call.site.block is block and gradient is not None:
                 layout = layouts.get(call.site.module, Layout(0))
                 factors = call.factors(gradient, layout, n)
+                found += factors.gradients(slice(i, i + 1), reference.dtype)[0]
                 inputs = factors.inputs[i].to(reference.dtype)
                 grad_outputs = factors.grad_outputs[i].to(reference.dtype)
-                found += (grad_outputs.T @ inputs).flatten()
-                scale += float((inputs.norm(dim=1) * grad_outputs.norm(dim=1)).sum())
+                lengths = (inputs.square().sum(dim=1) + factors.bias).sqrt()
+                scale += float((lengths * grad_outputs.norm(dim=1)).sum())
         return found, scale
 
 

@@ -174,15 +174,22 @@ class RowCompressor(Compressor):
 class FactorCompressor(Compressor):
     """A compressor of a linear layer's gradients, given by their factors."""
 
-    def __call__(self, inputs: Any, grad_outputs: Any, *, out: Any = None) -> Any:
+    def __call__(
+        self, inputs: Any, grad_outputs: Any, *, bias: bool = False, out: Any = None
+    ) -> Any:
         """Compress the gradients `sum_t grad_outputs[t] inputs[t]^T`, row-major over (out, in).
 
         Parameters
         ----------
         inputs
-            (n, t, in_features), or (n, in_features) for t = 1: what the layer was given.
+            (n, t, in_features), or (n, in_features) for t = 1: what the layer was given. With
+            `bias`, (n, t, in_features - 1) or (n, in_features - 1).
         grad_outputs
             (n, t, out_features), or (n, out_features): gradient of the loss by what it returned.
+        bias
+            Whether the layer's last input is the bias's column of ones, which `inputs` does not
+            hold. The result has the same bits as with a column of ones in `inputs`, and takes no
+            copy of it.
         out
             Where to write: a C-contiguous float32 array (n, k) that shares no memory with the factors.
 
@@ -195,27 +202,34 @@ class FactorCompressor(Compressor):
         ------
         ShapeError
             If the shapes do not fit the layer or each other.
+        SpecError
+            If `bias` is not a bool.
         UnsupportedArrayError
             For another library, device or dtype.
 
         """
         name = type(self).__name__
+        if not isinstance(bias, bool):
+            raise SpecError(
+                f"{name}: bias expects True or False, got {type(bias).__name__}: the ones are implied, pass no values"
+            )
         left, right = cpu.as_input(name, inputs), cpu.as_input(name, grad_outputs)
         d_in, d_out = self._features
         fits = (
             left.ndim == right.ndim and left.ndim in {2, 3} and left.shape[:-1] == right.shape[:-1]
         )
-        if not fits or left.shape[-1] != d_in or right.shape[-1] != d_out:
+        if not fits or left.shape[-1] != d_in - bias or right.shape[-1] != d_out:
             msg = (
-                f"{name} expects inputs (n, t, {d_in}) and grad_outputs (n, t, {d_out}), or both "
-                f"without t, got {left.shape} and {right.shape}: a layer with a bias has a last input of ones"
+                f"{name} expects inputs (n, t, {d_in}), or (n, t, {d_in - 1}) with bias=True, and grad_outputs "
+                f"(n, t, {d_out}), or both without t, got {left.shape} and {right.shape} with bias={bias}: "
+                f"a layer with a bias has a last input of ones"
             )
             raise ShapeError(msg)
         shape = (left.shape[0], self.output_dim)
         result, target = _output(name, shape, out, inputs, left, right)
         if left.ndim == 2:
             left, right = left[:, None, :], right[:, None, :]
-        self._native.compress_factors(left, right, target)
+        self._native.compress_factors(left, right, bias, target)
         return result
 
     @property

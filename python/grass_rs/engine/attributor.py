@@ -271,7 +271,7 @@ class Attributor:
                     target[part] += compressor(whole.cpu()).numpy()
             elif isinstance(gradient, Factors):
                 inputs, grad_outputs = gradient.inputs.cpu(), gradient.grad_outputs.cpu()
-                target += compressor(inputs, grad_outputs).numpy()
+                target += compressor(inputs, grad_outputs, bias=gradient.bias).numpy()
 
         captured = capture.run(batch, add)
         # Finite factors may have a product that float32 does not hold.
@@ -304,14 +304,14 @@ def _whole_gradients(gradient: Factors | Tensor) -> Iterator[tuple[slice, Tensor
     if isinstance(gradient, Tensor):
         yield slice(None), gradient
         return
-    inputs, grad_outputs = gradient.inputs, gradient.grad_outputs
-    if inputs.dtype in {torch.float16, torch.bfloat16}:
-        inputs, grad_outputs = inputs.float(), grad_outputs.float()
-    n, d_in, d_out = len(inputs), inputs.shape[2], grad_outputs.shape[2]
-    step = max(1, _GRADIENT_BYTES // (d_in * d_out * inputs.element_size()))
+    dtype = gradient.inputs.dtype
+    if dtype in {torch.float16, torch.bfloat16}:
+        dtype = torch.float32
+    n, width = len(gradient.inputs), gradient.inputs.shape[2] + gradient.bias
+    step = max(1, _GRADIENT_BYTES // (gradient.grad_outputs.shape[2] * width * dtype.itemsize))
     for start in range(0, n, step):
         part = slice(start, min(n, start + step))
-        yield part, (grad_outputs[part].transpose(1, 2) @ inputs[part]).flatten(1)
+        yield part, gradient.gradients(part, dtype)
 
 
 def _refuse_nonfinite(finite: NDArray[np.bool_], ids: NDArray[np.uint64], remedy: str) -> None:

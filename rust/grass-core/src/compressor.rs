@@ -1,6 +1,6 @@
 //! A compressor of any type: a seeded linear map `R^p -> R^k` with a spec and a fingerprint.
 
-use crate::dtype::{Matrix, Tokens};
+use crate::dtype::{Factor, Matrix};
 use crate::error::{Error, Result};
 use crate::factgrass::FactGrass;
 use crate::gaussian::Gaussian;
@@ -223,8 +223,8 @@ impl Compressor {
     /// [`Error::Interrupted`].
     pub fn compress_factors(
         &self,
-        inputs: &Tokens,
-        grad_outputs: &Tokens,
+        inputs: &Factor,
+        grad_outputs: &Factor,
         out: &mut [f32],
         workers: &Workers,
     ) -> Result<()> {
@@ -240,7 +240,8 @@ impl Compressor {
             return Err(self.shape_error(
                 format!("inputs (n, t, {d_in}) and grad_outputs (n, t, {d_out})"),
                 format!("{left:?} and {right:?}"),
-                "the layer's inputs (bias column included) and output gradients must agree".into(),
+                "the layer's inputs (with the bias's column of ones) and output gradients must agree"
+                    .into(),
             ));
         }
         self.check_output(left[0], out)?;

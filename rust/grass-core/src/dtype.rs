@@ -76,8 +76,41 @@ pub enum Array<'a, D: Dimension> {
 /// Rows of gradients, `(n, p)`.
 pub type Matrix<'a> = Array<'a, Ix2>;
 
-/// Factors of a linear layer, `(n, t, d)`.
+/// Vectors of the tokens of some examples, `(n, t, d)`.
 pub type Tokens<'a> = Array<'a, Ix3>;
+
+/// A factor of a linear layer's gradients: `values`, and after their last column one of ones where `ones` says so. The
+/// ones are the layer's bias, as an input that nobody need write.
+#[derive(Debug, Clone)]
+pub struct Factor<'a> {
+    /// `(n, t, d)`, or `(n, t, d - 1)` with `ones`.
+    pub values: Tokens<'a>,
+    /// Whether a last column of ones follows.
+    pub ones: bool,
+}
+
+impl Factor<'_> {
+    /// n, t and d.
+    pub fn shape(&self) -> [usize; 3] {
+        let shape = self.values.shape();
+        [shape[0], shape[1], shape[2] + usize::from(self.ones)]
+    }
+
+    /// Example and token of a row, where the rows are the tokens of one example after another.
+    fn position(&self, row: usize) -> (usize, usize) {
+        let tokens = self.values.shape()[1];
+        (row / tokens, row % tokens)
+    }
+}
+
+impl<'a> From<Tokens<'a>> for Factor<'a> {
+    fn from(values: Tokens<'a>) -> Self {
+        Self {
+            values,
+            ones: false,
+        }
+    }
+}
 
 macro_rules! with_view {
     ($array:expr, $view:ident => $body:expr) => {
@@ -142,14 +175,18 @@ fn tile_of<'a, T: Element>(
     start: usize,
     buffer: &'a mut [f32],
 ) -> &'a [f32] {
-    let end = start + buffer.len();
     if let Some(values) = row.to_slice() {
-        return T::slice_as_f32(&values[start..end], buffer);
+        return T::slice_as_f32(&values[start..start + buffer.len()], buffer);
     }
+    copy_tile(row, start, buffer);
+    buffer
+}
+
+fn copy_tile<T: Element>(row: ArrayView1<T>, start: usize, buffer: &mut [f32]) {
+    let end = start + buffer.len();
     for (target, value) in buffer.iter_mut().zip(row.slice_move(s![start..end])) {
         *target = value.to_f32();
     }
-    buffer
 }
 
 fn gather_from<T: Element>(row: ArrayView1<T>, indices: &[u64], target: &mut [f32]) {
@@ -190,23 +227,27 @@ impl Gather for Matrix<'_> {
     }
 }
 
-impl Tokens<'_> {
-    /// Example and token of a row, where the rows are the tokens of one example after another.
-    fn position(&self, row: usize) -> (usize, usize) {
-        let tokens = self.shape()[1];
-        (row / tokens, row % tokens)
-    }
-}
-
-impl Tokens<'_> {
-    /// Gathers the features `indices` of some rows into panels of `WIDTH` columns (see [`crate::panels`]).
+impl Factor<'_> {
+    /// Gathers the features `indices`, which are sorted, of some rows into panels of `WIDTH` columns (see
+    /// [`crate::panels`]).
     pub(crate) fn gather_panels<const WIDTH: usize>(
         &self,
         rows: std::ops::Range<usize>,
         indices: &[u64],
         panels: &mut [f32],
     ) {
-        with_view!(self, view => gather_panels_from::<_, WIDTH>(view, rows, indices, panels));
+        // Sorted: the column of ones can only be the last.
+        let column = self.values.shape()[2] as u64;
+        let held = indices.len() - usize::from(self.ones && indices.last() == Some(&column));
+        let range = rows.clone();
+        with_view!(&self.values, view => gather_panels_from::<_, WIDTH>(view, range, &indices[..held], panels));
+        if held < indices.len() {
+            let (panels, _) = panels.as_chunks_mut::<WIDTH>();
+            for panel in &mut panels[held / WIDTH * rows.len()..][..rows.len()] {
+                panel[held % WIDTH..].fill(0.0);
+                panel[held % WIDTH] = 1.0;
+            }
+        }
     }
 }
 
@@ -228,29 +269,35 @@ fn gather_panels_from<T: Element, const WIDTH: usize>(
     }
 }
 
-impl Rows for Tokens<'_> {
+impl Rows for Factor<'_> {
     fn count(&self) -> usize {
-        self.shape()[0] * self.shape()[1]
+        let [n, tokens, _] = self.shape();
+        n * tokens
     }
 
     fn in_place(&self, row: usize, start: usize, len: usize) -> &[f32] {
         let (example, token) = self.position(row);
-        match self {
-            Array::F32(view) => in_place(token_of(view, example, token), start, len),
+        match &self.values {
+            Array::F32(view) if start + len <= view.shape()[2] => {
+                in_place(token_of(view, example, token), start, len)
+            }
             _ => &[],
         }
     }
 
     fn tile<'a>(&'a self, row: usize, start: usize, buffer: &'a mut [f32]) -> &'a [f32] {
         let (example, token) = self.position(row);
-        with_view!(self, view => tile_of(token_of(view, example, token), start, buffer))
-    }
-}
-
-impl Gather for Tokens<'_> {
-    fn gather(&self, row: usize, indices: &[u64], target: &mut [f32]) {
-        let (example, token) = self.position(row);
-        with_view!(self, view => gather_from(token_of(view, example, token), indices, target));
+        let held = buffer.len().min(self.values.shape()[2] - start);
+        with_view!(&self.values, view => {
+            let row = token_of(view, example, token);
+            if held == buffer.len() {
+                return tile_of(row, start, buffer);
+            }
+            let (values, ones) = buffer.split_at_mut(held);
+            copy_tile(row, start, values);
+            ones.fill(1.0);
+            buffer
+        })
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! The layer's gradient is never built: time and memory grow with the kept coordinates.
 
-use crate::dtype::{Rows, Tokens};
+use crate::dtype::{Factor, Rows};
 use crate::error::{Error, Result};
 use crate::mask::Mask;
 use crate::panels::{LEFT, RIGHT, add_product, packed_len};
@@ -12,6 +12,7 @@ use crate::project::{Projection, multiply};
 use crate::simd::Path;
 use crate::sjlt::Sjlt;
 use crate::spec::{SjltKind, Spec, check_count, check_range};
+use crate::workspace::with_f32;
 
 /// Values of masked products held at a time by a thread, 1 MiB: they stay in the second-level cache.
 const PRODUCT_VALUES: usize = 1 << 18;
@@ -111,8 +112,8 @@ impl FactGrass {
 
     pub(crate) fn compress(
         &self,
-        inputs: &Tokens,
-        grad_outputs: &Tokens,
+        inputs: &Factor,
+        grad_outputs: &Factor,
         out: &mut [f32],
         workers: &Workers,
     ) -> Result<()> {
@@ -122,46 +123,59 @@ impl FactGrass {
         let (n, tokens) = (inputs.shape()[0], inputs.shape()[1]);
         let operations = self.operations(tokens).saturating_mul(n);
         let workers = workers.for_operations(operations);
+        let width = kept_in.len().min(PRODUCT_VALUES);
+        // Whole rows of the product, or a part of one: its coordinates are in one piece.
         let height = (PRODUCT_VALUES / kept_in.len()).clamp(1, kept_out.len());
-        let group = (PRODUCT_VALUES / (height * kept_in.len()))
+        let group = (PRODUCT_VALUES / (height * width))
             .clamp(1, EXAMPLES)
             .min(n.div_ceil(workers.threads()).max(1));
-        let step = (PANEL_VALUES / (kept_in.len() + height)).clamp(1, TOKENS);
+        let step = (PANEL_VALUES / (width + height)).clamp(1, TOKENS);
+        let (right_len, left_len) = (
+            packed_len::<RIGHT>(width, step),
+            packed_len::<LEFT>(height, step),
+        );
         let k = self.sjlt.output_dim();
-        let groups = out.chunks_mut(group * k).enumerate().collect();
-        workers.for_each(groups, |(index, out)| {
-            let path = Path::current();
-            let mut left = vec![0.0; packed_len::<LEFT>(height, step)];
-            let mut right = vec![0.0; packed_len::<RIGHT>(kept_in.len(), step)];
-            let mut product = Product {
-                values: vec![0.0; out.len() / k * height * kept_in.len()],
-                start: 0,
-                len: 0,
-            };
+        let path = Path::current();
+        workers.for_each_chunk(out, group * k, |index, out| {
+            let len = right_len + left_len + group * height * width;
             out.fill(0.0);
-            for first in (0..kept_out.len()).step_by(height) {
-                let kept_out = &kept_out[first..kept_out.len().min(first + height)];
-                let shape = (kept_out.len(), kept_in.len());
-                product.start = first * kept_in.len();
-                product.len = shape.0 * shape.1;
-                let products = product.values.chunks_exact_mut(product.len);
-                for (example, product) in products.enumerate().take(out.len() / k) {
-                    product.fill(0.0);
-                    let first = (index * group + example) * tokens;
-                    for start in (first..first + tokens).step_by(step) {
-                        workers.check()?;
-                        let rows = start..(first + tokens).min(start + step);
-                        let left = &mut left[..packed_len::<LEFT>(shape.0, rows.len())];
-                        let right = &mut right[..packed_len::<RIGHT>(shape.1, rows.len())];
-                        grad_outputs.gather_panels::<LEFT>(rows.clone(), kept_out, left);
-                        inputs.gather_panels::<RIGHT>(rows.clone(), kept_in, right);
-                        add_product(path, (left, right), rows.len(), product, shape.1, shape);
+            with_f32(len, |buffer| -> Result<()> {
+                let (right, buffer) = buffer.split_at_mut(right_len);
+                let (left, products) = buffer.split_at_mut(left_len);
+                for (first, column) in (0..kept_out.len())
+                    .step_by(height)
+                    .flat_map(|first| (0..kept_in.len()).step_by(width).map(move |c| (first, c)))
+                {
+                    let kept_out = &kept_out[first..kept_out.len().min(first + height)];
+                    let kept_in = &kept_in[column..kept_in.len().min(column + width)];
+                    let shape = (kept_out.len(), kept_in.len());
+                    let products = &mut products[..out.len() / k * shape.0 * shape.1];
+                    products.fill(0.0);
+                    for (example, product) in
+                        products.chunks_exact_mut(shape.0 * shape.1).enumerate()
+                    {
+                        let first = (index * group + example) * tokens;
+                        for start in (first..first + tokens).step_by(step) {
+                            workers.check()?;
+                            let rows = start..(first + tokens).min(start + step);
+                            let left = &mut left[..packed_len::<LEFT>(shape.0, rows.len())];
+                            let right = &mut right[..packed_len::<RIGHT>(shape.1, rows.len())];
+                            grad_outputs.gather_panels::<LEFT>(rows.clone(), kept_out, left);
+                            inputs.gather_panels::<RIGHT>(rows.clone(), kept_in, right);
+                            add_product(path, (left, right), rows.len(), product, shape.1, shape);
+                        }
                     }
+                    let product = Product {
+                        values: products,
+                        start: first * self.mask_in.output_dim() + column,
+                        len: shape.0 * shape.1,
+                    };
+                    let (start, end) = (product.start, product.start + product.len);
+                    self.sjlt
+                        .accumulate(&product, 0, start, end, out, &workers)?;
                 }
-                let end = product.start + product.len;
-                self.sjlt
-                    .accumulate(&product, 0, product.start, end, out, &workers)?;
-            }
+                Ok(())
+            })?;
             multiply(out, scale);
             Ok(())
         })
@@ -176,13 +190,13 @@ impl FactGrass {
 }
 
 /// Coordinates `start..start + len` of the masked products of some examples, one after the other.
-struct Product {
-    values: Vec<f32>,
+struct Product<'a> {
+    values: &'a [f32],
     start: usize,
     len: usize,
 }
 
-impl Rows for Product {
+impl Rows for Product<'_> {
     fn count(&self) -> usize {
         self.values.len() / self.len
     }

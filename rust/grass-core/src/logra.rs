@@ -1,6 +1,6 @@
 //! LoGra: dense projections of both factors of a linear layer, the baseline to beat.
 
-use crate::dtype::{Range, Rows, Tokens};
+use crate::dtype::{Factor, Range, Rows};
 use crate::error::Result;
 use crate::gaussian::Gaussian;
 use crate::linalg::add_outer_products;
@@ -82,8 +82,8 @@ impl Logra {
 
     pub(crate) fn compress(
         &self,
-        inputs: &Tokens,
-        grad_outputs: &Tokens,
+        inputs: &Factor,
+        grad_outputs: &Factor,
         out: &mut [f32],
         workers: &Workers,
     ) -> Result<()> {

@@ -161,19 +161,19 @@ impl Mask {
     ) -> Result<()> {
         let indices = self.indices(workers)?;
         let scale = self.scale() as f32;
+        let kept = self.output_dim;
         let workers = workers.for_operations(out.len());
-        let tasks = out
-            .chunks_mut(self.output_dim)
-            .enumerate()
-            .flat_map(|(row, out)| {
-                out.chunks_mut(TILE)
-                    .zip(indices.chunks(TILE))
-                    .map(move |(out, indices)| (row, out, indices))
-            })
-            .collect();
-        workers.for_each(tasks, |(row, out, indices)| {
-            rows.gather(row, indices, out);
-            multiply(out, scale);
+        // By the tile, not by the row: rows may be few and long, or many and short.
+        workers.for_each_chunk(out, TILE, |tile, mut out| {
+            let mut start = tile * TILE;
+            while !out.is_empty() {
+                let (row, first) = (start / kept, start % kept);
+                let (part, rest) = out.split_at_mut(out.len().min(kept - first));
+                rows.gather(row, &indices[first..first + part.len()], part);
+                multiply(part, scale);
+                start += part.len();
+                out = rest;
+            }
             Ok(())
         })
     }

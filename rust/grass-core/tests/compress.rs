@@ -2,11 +2,13 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use grass_core::Compressor;
-use grass_core::dtype::Array;
+use grass_core::dtype::{Array, Factor, Tokens};
 use grass_core::parallel::Workers;
+use grass_core::philox::derive;
 use grass_core::spec::Spec;
-use ndarray::{Array2, Array3, Axis, s};
+use grass_core::{Compressor, Error};
+use half::{bf16, f16};
+use ndarray::{Array2, Array3, ArrayView3, Axis, concatenate, s};
 use proptest::prelude::*;
 
 fn build(json: &str) -> Compressor {
@@ -141,13 +143,132 @@ fn factors_are_compressed_as_their_product() {
         let mut out = vec![f32::NAN; n * compressor.output_dim()];
         compressor
             .compress_factors(
-                &Array::F32(inputs.view()),
-                &Array::F32(grads.view()),
+                &Array::F32(inputs.view()).into(),
+                &Array::F32(grads.view()).into(),
                 &mut out,
                 &Workers::with_threads(2),
             )
             .unwrap();
         assert_is_dense_product(&compressor, &gradients, &out);
+    }
+}
+
+const FACTOR_SPECS: [&str; 5] = [
+    r#"{"type":"logra","in_features":4200,"out_features":7,"rank_in":3,"rank_out":2,"seed":5}"#,
+    r#"{"type":"logra","in_features":1,"out_features":7,"rank_in":2,"rank_out":2,"seed":5}"#,
+    r#"{"type":"factgrass","in_features":4200,"out_features":7,"output_dim":9,"seed":5,"kind":"cyclic","mask_in":{"type":"mask","indices":[0,7,4199],"input_dim":4200},"mask_out":{"type":"random_mask","input_dim":7,"output_dim":5,"seed":1,"block":1}}"#,
+    r#"{"type":"factgrass","in_features":4200,"out_features":7,"output_dim":9,"seed":5,"kind":"iid","mask_in":{"type":"mask","indices":[0,7,4198],"input_dim":4200},"mask_out":{"type":"random_mask","input_dim":7,"output_dim":5,"seed":1,"block":1}}"#,
+    r#"{"type":"factgrass","in_features":129,"out_features":7,"output_dim":9,"seed":5,"kind":"cyclic","mask_in":{"type":"random_mask","input_dim":129,"output_dim":129,"seed":1,"block":1},"mask_out":{"type":"mask","indices":[6],"input_dim":7}}"#,
+];
+
+/// Compresses the factors held as `T`, both with every second token of twice as many.
+fn compress_as<T: Copy>(
+    compressor: &Compressor,
+    (inputs, ones): (&Array3<f32>, bool),
+    grads: &Array3<f32>,
+    convert: fn(f32) -> T,
+    view: for<'a> fn(ArrayView3<'a, T>) -> Tokens<'a>,
+) -> Vec<f32> {
+    let (inputs, grads) = (inputs.mapv(convert), grads.mapv(convert));
+    let every_second = s![.., ..;2, ..];
+    let mut out = vec![f32::NAN; inputs.shape()[0] * compressor.output_dim()];
+    let values = view(inputs.slice(every_second));
+    compressor
+        .compress_factors(
+            &Factor { values, ones },
+            &view(grads.slice(every_second)).into(),
+            &mut out,
+            &Workers::with_threads(2),
+        )
+        .unwrap();
+    out
+}
+
+#[test]
+fn a_column_of_ones_that_is_not_held_is_the_one_that_is() {
+    for spec in FACTOR_SPECS {
+        let compressor = build(spec);
+        let (d_in, d_out) = compressor.features().unwrap();
+        for (n, t) in [(3, 6), (0, 6), (3, 0), (1, 1)] {
+            let held: Vec<f32> = values(n * t * (d_in - 1), 1).collect();
+            let held = Array3::from_shape_vec((n, t, d_in - 1), held).unwrap();
+            let column = Array3::from_elem((n, t, 1), 1.0);
+            let whole = concatenate(Axis(2), &[held.view(), column.view()]).unwrap();
+            let grads: Vec<f32> = values(n * t * d_out, 2).collect();
+            let grads = Array3::from_shape_vec((n, t, d_out), grads).unwrap();
+            let both = |ones, inputs| {
+                let inputs = (inputs, ones);
+                [
+                    compress_as(&compressor, inputs, &grads, f64::from, |v| Array::F64(v)),
+                    compress_as(&compressor, inputs, &grads, |x| x, |v| Array::F32(v)),
+                    compress_as(&compressor, inputs, &grads, f16::from_f32, |v| {
+                        Array::F16(v)
+                    }),
+                    compress_as(&compressor, inputs, &grads, bf16::from_f32, |v| {
+                        Array::Bf16(v)
+                    }),
+                ]
+            };
+            let (got, expected) = (both(true, &held), both(false, &whole));
+            assert_eq!(got, expected, "n={n}, t={t}: {spec}");
+            assert!(n * t == 0 || got[0].iter().any(|&value| value != 0.0));
+        }
+    }
+}
+
+#[test]
+fn a_wide_layer_whose_product_is_cut_is_compressed_as_one() {
+    let (d_in, d_out) = (300_001, 3);
+    let masks = format!(
+        r#""mask_in":{{"type":"random_mask","input_dim":{d_in},"output_dim":{d_in},"seed":1,"block":1}},"mask_out":{{"type":"random_mask","input_dim":{d_out},"output_dim":{d_out},"seed":1,"block":1}}"#
+    );
+    // Small whole numbers: every sum is exact.
+    let inputs = Array3::from_shape_fn((2, 2, d_in), |(n, t, i)| ((n + t + i) % 7) as f32 - 3.0);
+    let grads = Array3::from_shape_fn((2, 2, d_out), |(n, t, o)| (n + 2 * t + o) as f32 - 2.0);
+    let gradients = Array2::from_shape_fn((2, d_out * d_in), |(n, index)| {
+        (0..2)
+            .map(|t| grads[(n, t, index / d_in)] * inputs[(n, t, index % d_in)])
+            .sum()
+    });
+    for kind in ["cyclic", "iid"] {
+        let factgrass = build(&format!(
+            r#"{{"type":"factgrass","in_features":{d_in},"out_features":{d_out},"output_dim":50,"seed":8,"kind":"{kind}",{masks}}}"#
+        ));
+        let sjlt = build(&format!(
+            r#"{{"type":"sjlt","input_dim":{},"output_dim":50,"seed":{},"nnz":1,"kind":"{kind}"}}"#,
+            d_in * d_out,
+            derive(8, "sjlt")
+        ));
+        let mut out = vec![f32::NAN; 2 * 50];
+        factgrass
+            .compress_factors(
+                &Array::F32(inputs.view()).into(),
+                &Array::F32(grads.view()).into(),
+                &mut out,
+                &Workers::with_threads(2),
+            )
+            .unwrap();
+        assert_eq!(out, compress(&sjlt, &gradients, 1), "{kind}");
+    }
+}
+
+#[test]
+fn a_column_of_ones_counts_in_the_width() {
+    let compressor = build(FACTOR_SPECS[1]);
+    let grads = Array3::zeros((2, 3, 7));
+    for (width, ones) in [(0, false), (1, true), (2, false), (2, true)] {
+        let inputs = Array3::zeros((2, 3, width));
+        let values = Array::F32(inputs.view());
+        let outcome = compressor.compress_factors(
+            &Factor { values, ones },
+            &Array::F32(grads.view()).into(),
+            &mut [0.0; 8],
+            &Workers::serial(),
+        );
+        assert!(
+            matches!(outcome, Err(Error::Shape { .. })),
+            "{width} {ones}"
+        );
     }
 }
 

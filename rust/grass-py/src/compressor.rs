@@ -1,5 +1,6 @@
 //! `_native.Compressor`: the core's compressor on NumPy arrays.
 
+use grass_core::dtype::Factor;
 use grass_core::spec::Spec;
 use numpy::{Ix2, Ix3, PyArray1, PyReadwriteArray2};
 use pyo3::prelude::*;
@@ -95,17 +96,23 @@ impl Compressor {
         })
     }
 
-    /// Compress the factors (n, t, d_in) and (n, t, d_out) of a linear layer's gradients to out (n, k).
+    /// Compress the factors (n, t, d_in) and (n, t, d_out) of a linear layer's gradients to out (n, k). With bias, the
+    /// last column of inputs is one of ones that the array does not hold.
     fn compress_factors(
         &self,
         py: Python<'_>,
         inputs: &Bound<'_, PyAny>,
         grad_outputs: &Bound<'_, PyAny>,
+        bias: bool,
         mut out: PyReadwriteArray2<'_, f32>,
     ) -> PyResult<()> {
         let inputs = FloatArray::<Ix3>::borrow(inputs)?;
         let grad_outputs = FloatArray::<Ix3>::borrow(grad_outputs)?;
-        let (inputs, grad_outputs) = (inputs.view(), grad_outputs.view());
+        let inputs = Factor {
+            values: inputs.view(),
+            ones: bias,
+        };
+        let grad_outputs = Factor::from(grad_outputs.view());
         let out = out_slice(&mut out)?;
         let operations = self.inner.operations(inputs.shape()[0], inputs.shape()[1]);
         detached(py, operations, |workers| {

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     Spec = dict[str, Any]
     Dense = NDArray[np.float64]
 
-MASK, BUCKET, SIGN, ROTATION, GAUSSIAN, RADEMACHER = 1, 2, 3, 4, 5, 9
+MASK, BUCKET, SIGN, ROTATION, GAUSSIAN = 1, 2, 3, 4, 5
+TILE_SHIFT, TILE_ROW_SIGN, TILE_COLUMN_SIGN, RADEMACHER = 6, 7, 8, 9
 """Streams of random words, one a purpose."""
 
 MAGIC = b"GRASSCMP"
@@ -188,6 +189,16 @@ def factgrass(
     }
 
 
+def tile(in_features: int, out_features: int, output_dim: int, seed: int) -> Spec:
+    return {
+        "type": "tile",
+        "in_features": in_features,
+        "out_features": out_features,
+        "output_dim": output_dim,
+        "seed": seed,
+    }
+
+
 def _factor_mask(given: int | Spec | None, width: int, output_dim: int, seed: int) -> Spec:
     if isinstance(given, dict):
         return given
@@ -313,6 +324,28 @@ def _dense_factgrass(spec: Spec) -> Dense:
     return dense(second) @ masks
 
 
+def _dense_tile(spec: Spec) -> Dense:
+    d_in, d_out, seed = spec["in_features"], spec["out_features"], spec["seed"]
+    h, w = tile_sides(spec["output_dim"])
+    tiles_a_row = math.ceil(d_in / w)
+    matrix = np.zeros((h * w, d_out * d_in))
+    for o in range(d_out):
+        for i in range(d_in):
+            number = (o // h) * tiles_a_row + i // w
+            row = (o % h + draw(seed, TILE_SHIFT, h, 2 * number)) % h
+            column = (i % w + draw(seed, TILE_SHIFT, w, 2 * number + 1)) % w
+            alpha = sign(seed, TILE_ROW_SIGN, number * h + o % h)
+            beta = sign(seed, TILE_COLUMN_SIGN, number * w + i % w)
+            matrix[row * w + column, o * d_in + i] = alpha * beta
+    return matrix
+
+
+def tile_sides(output_dim: int) -> tuple[int, int]:
+    """Return the most square h * w = output_dim with h <= w."""
+    h = max(h for h in range(1, math.isqrt(output_dim) + 1) if output_dim % h == 0)
+    return h, output_dim // h
+
+
 _DENSE = {
     "mask": _dense_mask,
     "random_mask": _dense_mask,
@@ -321,6 +354,7 @@ _DENSE = {
     "grass": _dense_grass,
     "logra": _dense_logra,
     "factgrass": _dense_factgrass,
+    "tile": _dense_tile,
 }
 
 

@@ -36,6 +36,7 @@ _CONSTRUCTORS = {
     "grass": grass.GraSS,
     "logra": grass.LoGra,
     "factgrass": grass.FactGraSS,
+    "tile": grass.TileSketch,
 }
 
 
@@ -98,8 +99,15 @@ def factgrasses(draw: st.DrawFn) -> dict[str, Any]:
     )
 
 
+@st.composite
+def tiles(draw: st.DrawFn) -> dict[str, Any]:
+    width = st.integers(1, 20) | st.sampled_from([31, 32, 33, 65])
+    k = draw(st.integers(1, 60) | st.sampled_from([64, 97, 128, 300, 1024]))
+    return reference.tile(draw(width), draw(width), k, draw(seeds))
+
+
 any_spec = st.one_of(
-    masks(), random_masks(), sjlts(), gaussians(), grasses(), logras(), factgrasses()
+    masks(), random_masks(), sjlts(), gaussians(), grasses(), logras(), factgrasses(), tiles()
 )
 
 EXAMPLES = {
@@ -112,6 +120,7 @@ EXAMPLES = {
     "grass": reference.grass(100, 6, 6),
     "logra": reference.logra(9, 7, 3, 2, 7),
     "factgrass": reference.factgrass(20, 10, 9, 8),
+    "tile": reference.tile(20, 10, 12, 9),
 }
 """One small compressor of every type and kind."""
 

@@ -74,7 +74,7 @@ def test_ml_dtypes_bfloat16() -> None:
     np.testing.assert_array_equal(compressor(narrow), compressor(narrow.astype(np.float32)))
 
 
-@pytest.mark.parametrize("name", ["logra", "factgrass"])
+@pytest.mark.parametrize("name", ["logra", "factgrass", "tile"])
 @pytest.mark.parametrize("first", NUMPY_DTYPES, ids=lambda dtype: dtype.__name__)
 @pytest.mark.parametrize("second", NUMPY_DTYPES, ids=lambda dtype: dtype.__name__)
 def test_factors_may_differ_in_dtype(
@@ -110,7 +110,7 @@ def test_things_that_are_no_arrays_are_refused(thing: Any) -> None:
         grass.SJLT(4, 2, seed=0)(thing)
 
 
-@pytest.mark.parametrize("name", ["logra", "factgrass"])
+@pytest.mark.parametrize("name", ["logra", "factgrass", "tile"])
 def test_result_is_of_the_library_of_the_inputs(name: str) -> None:
     compressor = specs.build(specs.EXAMPLES[name])
     a, g = specs.inputs(compressor.spec, n=3)

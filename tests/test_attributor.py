@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-METHODS = ["factgrass", "logra", "grass", "sjlt", "mask", "gaussian"]
+METHODS = ["factgrass", "logra", "tile", "grass", "sjlt", "mask", "gaussian"]
 
 
 def _expected_rows(

@@ -83,7 +83,7 @@ def test_no_rows_give_no_rows(backend: Backend, spec: dict[str, Any]) -> None:
     assert result.dtype == np.float32
 
 
-@pytest.mark.parametrize("name", ["logra", "factgrass"])
+@pytest.mark.parametrize("name", ["logra", "factgrass", "tile"])
 def test_no_tokens_give_zeros(backend: Backend, name: str) -> None:
     compressor = specs.build(specs.EXAMPLES[name])
     arguments = specs.inputs(compressor.spec, n=2, tokens=0)
@@ -91,7 +91,7 @@ def test_no_tokens_give_zeros(backend: Backend, name: str) -> None:
     np.testing.assert_array_equal(result, np.zeros((2, compressor.output_dim), np.float32))
 
 
-@pytest.mark.parametrize("name", ["logra", "factgrass"])
+@pytest.mark.parametrize("name", ["logra", "factgrass", "tile"])
 def test_two_axes_mean_one_token(backend: Backend, name: str) -> None:
     compressor = specs.build(specs.EXAMPLES[name])
     a, g = specs.inputs(compressor.spec, n=4, tokens=1)
@@ -323,7 +323,7 @@ def test_wrong_shape_is_refused_with_both_shapes(backend: Backend, shape: tuple[
     assert "\n" not in message
 
 
-@pytest.mark.parametrize("name", ["logra", "factgrass"])
+@pytest.mark.parametrize("name", ["logra", "factgrass", "tile"])
 @pytest.mark.parametrize("change", ["in", "out", "tokens", "rows", "axes", "four"])
 def test_factors_that_do_not_fit_are_refused(backend: Backend, name: str, change: str) -> None:
     compressor = specs.build(specs.EXAMPLES[name])
@@ -340,7 +340,7 @@ def test_factors_that_do_not_fit_are_refused(backend: Backend, name: str, change
         compressor(*(backend.array(np.ascontiguousarray(x)) for x in wrong))
 
 
-@pytest.mark.parametrize("name", ["logra", "factgrass"])
+@pytest.mark.parametrize("name", ["logra", "factgrass", "tile"])
 def test_factorised_compressor_needs_both_factors(name: str) -> None:
     compressor = specs.build(specs.EXAMPLES[name])
     a, _ = specs.inputs(compressor.spec, n=3)

@@ -93,12 +93,13 @@ heavy = {
     "factgrass": lambda: grass.FactGraSS(64, 64, 2048, seed=0)(
         tokens(10**10, 64), tokens(10**10, 64)
     ),
+    "tile": lambda: grass.TileSketch(64, 64, 2048, seed=0)(tokens(10**10, 64), tokens(10**10, 64)),
 }
 call = heavy[sys.argv[1]]
 # A call that nothing stops is killed.
 resource.setrlimit(resource.RLIMIT_CPU, (20, 20))
 """
-HEAVY_CALLS = ["mask", "normal", "rademacher", "cyclic", "iid", "logra", "factgrass"]
+HEAVY_CALLS = ["mask", "normal", "rademacher", "cyclic", "iid", "logra", "factgrass", "tile"]
 
 ADVANCE = """
 entering = threading.Event()

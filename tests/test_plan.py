@@ -12,6 +12,7 @@ from networks import every_layer, mlp
 METHODS = {
     "factgrass": grass.FactGraSS,
     "logra": grass.LoGra,
+    "tile": grass.TileSketch,
     "grass": grass.GraSS,
     "sjlt": grass.SJLT,
     "mask": grass.RandomMask,

@@ -145,7 +145,7 @@ HOSTILE_VALUES = [
 ]
 HOSTILE_KEYS = [
     (name, key)
-    for name in ("random_mask", "sjlt", "gaussian", "grass", "logra", "factgrass")
+    for name in ("random_mask", "sjlt", "gaussian", "grass", "logra", "factgrass", "tile")
     for key in specs.EXAMPLES[name]
     if key != "seed"
 ]
@@ -172,7 +172,9 @@ def test_hostile_value_is_refused(name: str, key: str) -> None:
 
 
 @pytest.mark.parametrize("seed", [-1, 2**64, 1.5, "0", None, [1], True])
-@pytest.mark.parametrize("name", ["random_mask", "sjlt", "gaussian", "grass", "logra", "factgrass"])
+@pytest.mark.parametrize(
+    "name", ["random_mask", "sjlt", "gaussian", "grass", "logra", "factgrass", "tile"]
+)
 def test_hostile_seed_is_refused(name: str, seed: Any) -> None:
     lie = specs.EXAMPLES[name] | {"seed": seed}
     assert_refused(reference.to_bytes(lie))

@@ -32,6 +32,7 @@ LARGE = {
     "grass": reference.grass(70_001, 5001, 6),
     "logra": reference.logra(301, 203, 17, 13, 7),
     "factgrass": reference.factgrass(301, 203, 1001, 8),
+    "tile": reference.tile(301, 1203, 1000, 9),
 }
 every_large_compressor = pytest.mark.parametrize("spec", LARGE.values(), ids=LARGE)
 

@@ -105,7 +105,11 @@ rows = [
     grass.Gaussian(96, 16, seed=1, kind="rademacher"),
     grass.GraSS(96, 8, seed=1),
 ]
-pairs = [grass.LoGra(12, 8, 4, 2, seed=1), grass.FactGraSS(12, 8, 16, seed=1)]
+pairs = [
+    grass.LoGra(12, 8, 4, 2, seed=1),
+    grass.FactGraSS(12, 8, 16, seed=1),
+    grass.TileSketch(12, 8, 16, seed=1),
+]
 x = rng.standard_normal((5, 96)).astype(np.float32)
 a = rng.standard_normal((5, 3, 12)).astype(np.float32)
 b = rng.standard_normal((5, 3, 8)).astype(np.float32)
@@ -122,7 +126,7 @@ print(len(rows) + len(pairs))
 
 
 def test_compressors_on_numpy(python: Path, tmp_path: Path) -> None:
-    assert run(python, "-c", COMPRESS, cwd=tmp_path) == "9\n"
+    assert run(python, "-c", COMPRESS, cwd=tmp_path) == "10\n"
 
 
 STORE = """

@@ -10,6 +10,7 @@ from grass_rs.compress import (
     LoGra,
     Mask,
     RandomMask,
+    TileSketch,
     compressor_from_bytes,
     compressor_from_spec,
 )
@@ -64,6 +65,7 @@ __all__ = [
     "StoreNotFoundError",
     "StorePermissionError",
     "StoreWriter",
+    "TileSketch",
     "UnsupportedArrayError",
     "UnsupportedLayerError",
     "build_info",

@@ -44,7 +44,7 @@ def words() -> list[dict[str, Any]]:
     numbers = (0, 1, 2, 3, 4, 5, 1000, 2**32 - 1, 2**32, 2**34 - 1, 2**34, 2**63 + 5, 2**64 - 1)
     return [
         {"seed": seed, "stream": stream, "n": n, "word": reference.word(seed, stream, n)}
-        for seed, stream, n in itertools.product(SEEDS, (1, 3, 9), numbers)
+        for seed, stream, n in itertools.product(SEEDS, (1, 3, 6, 9), numbers)
     ]
 
 
@@ -54,7 +54,7 @@ def bits() -> list[dict[str, Any]]:
     numbers = (*range(8), *itertools.chain(*around), 2**32 - 1, 2**39 - 1, 2**39, 2**64 - 1)
     return [
         {"seed": seed, "stream": stream, "n": n, "bit": reference.bit(seed, stream, n)}
-        for seed, stream, n in itertools.product(SEEDS[1:3], (3, 9), numbers)
+        for seed, stream, n in itertools.product(SEEDS[1:3], (3, 7, 8, 9), numbers)
     ]
 
 
@@ -70,7 +70,7 @@ def draws() -> list[dict[str, Any]]:
             "draw": reference.draw(seed, stream, bound, n),
         }
         for seed, stream, bound, n in itertools.product(
-            SEEDS[1:3], (1, 2, 4), bounds, (0, 1, 7, 2**40)
+            SEEDS[1:3], (1, 2, 4, 6), bounds, (0, 1, 7, 2**40)
         )
     ]
 
@@ -149,6 +149,11 @@ def small_specs() -> list[dict[str, Any]]:
             8, 4, 5, 4, mask_in=r.mask([0, 2, 7], 8), mask_out=r.random_mask(4, 2, 77, block=2)
         ),
         r.factgrass(3, 13, 10, 5, mask_in=r.mask([0, 1, 2], 3)),
+        r.tile(8, 6, 4, 1),
+        r.tile(7, 5, 6, 2**64 - 1),
+        r.tile(9, 4, 5, 3),
+        r.tile(5, 7, 1, 4),
+        r.tile(3, 4, 24, 5),
     ]
 
 

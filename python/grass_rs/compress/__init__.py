@@ -13,6 +13,7 @@ from grass_rs.compress.grass import GraSS
 from grass_rs.compress.logra import LoGra
 from grass_rs.compress.mask import Mask, RandomMask
 from grass_rs.compress.sjlt import SJLT
+from grass_rs.compress.tile import TileSketch
 
 __all__ = [
     "SJLT",
@@ -25,6 +26,7 @@ __all__ = [
     "Mask",
     "RandomMask",
     "RowCompressor",
+    "TileSketch",
     "compressor_from_bytes",
     "compressor_from_spec",
 ]

@@ -19,6 +19,7 @@ from grass_rs.compress import (
     Mask,
     RandomMask,
     RowCompressor,
+    TileSketch,
 )
 from grass_rs.errors import SpecError, unknown_name, whole_number
 from grass_rs.types import Column
@@ -46,9 +47,14 @@ def _logra(shape: LinearShape, dim: int, seed: int) -> FactorCompressor:
     return LoGra(shape.in_features, shape.out_features, rank_in, rank_out, seed=seed)
 
 
+def _tile(shape: LinearShape, dim: int, seed: int) -> FactorCompressor:
+    return TileSketch(shape.in_features, shape.out_features, dim, seed=seed)
+
+
 _FACTOR_METHODS: dict[str, Callable[[LinearShape, int, int], FactorCompressor]] = {
     "factgrass": _factgrass,
     "logra": _logra,
+    "tile": _tile,
 }
 
 
@@ -97,10 +103,10 @@ class Plan:
         model
             The model.
         method
-            "factgrass" or "logra", which take linear layers by their factors and any other block by
-            "grass"; or "grass", "sjlt", "mask" or "gaussian" for all blocks. "logra" projects
-            output gradients to isqrt(dim) directions and inputs to dim // isqrt(dim), at most
-            the widths.
+            "factgrass", "logra" or "tile" (a TileSketch), which take linear layers by their factors
+            and any other block by "grass"; or "grass", "sjlt", "mask" or "gaussian" for all blocks.
+            "logra" projects output gradients to isqrt(dim) directions and inputs to
+            dim // isqrt(dim), at most the widths.
         dim
             Coordinates a block, k.
         layers

@@ -11,6 +11,7 @@ use crate::parallel::Workers;
 use crate::project::Projection;
 use crate::sjlt::Sjlt;
 use crate::spec::Spec;
+use crate::tile::TileSketch;
 
 /// Coordinates between two looks at the cancel flag while a dense matrix is written.
 const CHECKED: usize = 1024;
@@ -30,6 +31,7 @@ enum Map {
     Grass(Grass),
     Logra(Logra),
     FactGrass(FactGrass),
+    Tile(TileSketch),
 }
 
 impl Compressor {
@@ -104,6 +106,17 @@ impl Compressor {
                 (build_mask(*mask_in)?, build_mask(*mask_out)?),
                 kind,
             )?),
+            Spec::Tile {
+                in_features,
+                out_features,
+                output_dim,
+                seed,
+            } => Map::Tile(TileSketch::new(
+                in_features,
+                out_features,
+                output_dim,
+                seed,
+            )?),
         };
         let spec = match &map {
             Map::Mask(mask) => mask.spec(),
@@ -112,6 +125,7 @@ impl Compressor {
             Map::Grass(grass) => grass.spec(),
             Map::Logra(logra) => logra.spec(),
             Map::FactGrass(factgrass) => factgrass.spec(),
+            Map::Tile(tile) => tile.spec(),
         };
         Ok(Self { map, spec })
     }
@@ -128,7 +142,7 @@ impl Compressor {
             Map::Sjlt(sjlt) => sjlt.input_dim(),
             Map::Gaussian(gaussian) => gaussian.input_dim(),
             Map::Grass(grass) => grass.mask().input_dim(),
-            Map::Logra(_) | Map::FactGrass(_) => self
+            Map::Logra(_) | Map::FactGrass(_) | Map::Tile(_) => self
                 .features()
                 .map_or(0, |(inputs, outputs)| inputs * outputs),
         }
@@ -143,6 +157,7 @@ impl Compressor {
             Map::Grass(grass) => grass.sjlt().output_dim(),
             Map::Logra(logra) => logra.output_dim(),
             Map::FactGrass(factgrass) => factgrass.sjlt().output_dim(),
+            Map::Tile(tile) => tile.output_dim(),
         }
     }
 
@@ -151,6 +166,7 @@ impl Compressor {
         match &self.map {
             Map::Logra(logra) => Some(logra.features()),
             Map::FactGrass(factgrass) => Some(factgrass.features()),
+            Map::Tile(tile) => Some(tile.features()),
             _ => None,
         }
     }
@@ -176,6 +192,7 @@ impl Compressor {
                 .saturating_add(logra.project_out().operations())
                 .saturating_mul(tokens),
             Map::FactGrass(factgrass) => factgrass.operations(tokens),
+            Map::Tile(tile) => tile.operations(tokens),
         };
         let once = match &self.map {
             Map::Mask(mask) => mask.drawing_operations(),
@@ -208,7 +225,7 @@ impl Compressor {
             Map::Sjlt(sjlt) => sjlt.compress(rows, 1.0, out, workers),
             Map::Gaussian(gaussian) => gaussian.compress(rows, out, workers),
             Map::Grass(grass) => grass.compress(rows, count, out, workers),
-            Map::Logra(_) | Map::FactGrass(_) => Err(self.shape_error(
+            Map::Logra(_) | Map::FactGrass(_) | Map::Tile(_) => Err(self.shape_error(
                 "two factors, inputs and grad_outputs".into(),
                 "one array of gradients".into(),
                 "call it with both factors of the layer".into(),
@@ -248,6 +265,7 @@ impl Compressor {
         match &self.map {
             Map::Logra(logra) => logra.compress(inputs, grad_outputs, out, workers),
             Map::FactGrass(factgrass) => factgrass.compress(inputs, grad_outputs, out, workers),
+            Map::Tile(tile) => tile.compress(inputs, grad_outputs, out, workers),
             _ => unreachable!("only factorised compressors have features"),
         }
     }
@@ -292,6 +310,16 @@ impl Compressor {
                 let sjlt = factgrass.sjlt();
                 let scale = mask_in.scale() * mask_out.scale() * sjlt.scale();
                 write_sjlt(sjlt, scale, coordinate, &mut set, workers)?;
+            }
+            Map::Tile(tile) => {
+                let (d_in, _) = tile.features();
+                for coordinate in 0..p {
+                    if coordinate % CHECKED == 0 {
+                        workers.check()?;
+                    }
+                    let (row, sign) = tile.entry(coordinate / d_in, coordinate % d_in);
+                    set(row, coordinate, sign);
+                }
             }
             Map::Gaussian(gaussian) => {
                 let mut entries = vec![0.0; gaussian.output_dim()];
@@ -348,6 +376,7 @@ impl Compressor {
             Map::Grass(_) => "GraSS",
             Map::Logra(_) => "LoGra",
             Map::FactGrass(_) => "FactGraSS",
+            Map::Tile(_) => "TileSketch",
         };
         Error::Shape {
             op,

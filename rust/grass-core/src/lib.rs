@@ -23,6 +23,7 @@ mod signs;
 pub mod simd;
 pub mod sjlt;
 pub mod spec;
+pub mod tile;
 mod workspace;
 
 pub use compressor::Compressor;

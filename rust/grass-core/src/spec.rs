@@ -85,6 +85,12 @@ pub enum Spec {
         mask_out: Box<Spec>,
         kind: SjltKind,
     },
+    Tile {
+        in_features: usize,
+        out_features: usize,
+        output_dim: usize,
+        seed: u64,
+    },
 }
 
 impl Spec {

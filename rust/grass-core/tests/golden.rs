@@ -37,6 +37,9 @@ fn stream(case: &Value) -> Option<Stream> {
         Stream::Sign,
         Stream::Rotation,
         Stream::Gaussian,
+        Stream::TileShift,
+        Stream::TileRowSign,
+        Stream::TileColumnSign,
         Stream::Rademacher,
     ]
     .into_iter()

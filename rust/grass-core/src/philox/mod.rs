@@ -29,6 +29,12 @@ pub enum Stream {
     Rotation = 4,
     /// Normal numbers.
     Gaussian = 5,
+    /// Shifts of a tile sketch's tiles.
+    TileShift = 6,
+    /// Signs of the rows of a tile sketch's tiles.
+    TileRowSign = 7,
+    /// Signs of the columns of a tile sketch's tiles.
+    TileColumnSign = 8,
     /// Signs of a Rademacher projection.
     Rademacher = 9,
 }

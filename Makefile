@@ -6,7 +6,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint bench wheel clean
+.PHONY: help demo test lint bench instructions wheel clean
 
 # Which environment. PYTHON is looked at: in an environment (venv or conda) that can import torch,
 # that one is used as it is. Otherwise .venv is made, and where PYTHON can import torch outside of any
@@ -31,7 +31,8 @@ help:
 	@echo "make demo    explain handwritten digits; writes demo_report.html (ARGS='--seed 1' passes options)"
 	@echo "make test    all tests, Rust and Python"
 	@echo "make lint    rustfmt, clippy, ruff, mypy, stubtest, import order"
-	@echo "make bench   benchmarks"
+	@echo "make bench   everything beside its limit and rivals, with a verdict (ARGS=--save writes docs/performance.md)"
+	@echo "make instructions   counts the kernels' instructions under valgrind (ARGS=--save stores them)"
 	@echo "make wheel   the wheel, in dist/"
 	@echo "make clean   removes everything that these commands made"
 	@echo
@@ -53,9 +54,11 @@ lint: $(STAMP)/lint $(STAMP)/test
 	$(PY) -m mypy.stubtest grass_rs._native
 	$(PY) -m pytest -q tests/test_import_order.py
 
-bench: $(STAMP)/installed
-	cargo bench --locked -p grass-benches
-	$(PY) benches/python/bench_calls.py
+bench: $(STAMP)/bench
+	$(PY) benches/python/bench.py $(ARGS)
+
+instructions:
+	$(PYTHON) benches/python/instructions.py $(ARGS)
 
 wheel: dist/.built
 	@ls dist/*.whl
@@ -77,7 +80,7 @@ $(STAMP)/installed: dist/.built
 	touch $@
 
 # The dependency groups of pyproject.toml.
-$(STAMP)/test $(STAMP)/lint: $(STAMP)/%: $(STAMP)/installed pyproject.toml
+$(STAMP)/test $(STAMP)/lint $(STAMP)/bench: $(STAMP)/%: $(STAMP)/installed pyproject.toml
 	$(PIP) install --quiet --group $*
 	touch $@
 

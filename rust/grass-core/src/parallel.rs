@@ -201,7 +201,7 @@ impl Workers {
 }
 
 /// Fewer operations than this are done by the calling thread: waking the pool would take longer.
-const PARALLEL_THRESHOLD: usize = 1 << 17;
+pub const PARALLEL_THRESHOLD: usize = 1 << 17;
 
 #[cfg(test)]
 mod tests {

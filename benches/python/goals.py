@@ -1,0 +1,101 @@
+"""The figures to reach, and whether they are."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from probe import MEMORY_CASES
+
+if TYPE_CHECKING:
+    from rows import Row
+
+GUARD = ("import grass_rs, beyond NumPy", "at most 50 ms")
+"""The one goal that fails a run: it guards against a regression."""
+
+_FACTGRASS = "FactGraSS, call, 8 x 512 x 2048"
+_CYCLIC = "cyclic, call, 2^24 to 4096"
+
+MOST: dict[tuple[str, str], float] = {
+    ("cyclic n=1 2^24 to 4096, avx512", "reading x"): 1.20,
+    ("cyclic n=1 2^24 to 512, avx512", "reading x"): 1.20,
+    ("cyclic n=1 2^24 to 4096, avx2", "reading x"): 1.45,
+    ("cyclic n=1 2^24 to 512, avx2", "reading x"): 1.45,
+    ("cyclic n=32 2^20 to 4096", "reading x"): 1.15,
+    ("cyclic bf16 n=32 2^20 to 4096", "reading x"): 1.25,
+    ("cyclic f16 n=32 2^20 to 4096", "reading x"): 1.25,
+    ("cyclic n=32 2^20, rows 2^20 apart", "rows 2^20 + 1040 apart"): 1.1,
+    ("iid n=32 2^20, rows 2^20 apart", "rows 2^20 + 1040 apart"): 1.1,
+    ("cyclic n=1 2^24, denormal x", "normal x"): 1.1,
+    ("FactGraSS, denormal inputs", "normal inputs"): 1.1,
+    ("iid n=16 2^20 to 512", "reading x"): 1.3,
+    ("iid n=32 2^20 to 512", "reading x"): 1.3,
+    ("iid n=16 2^20 to 4096", "reading x"): 1.3,
+    ("iid n=32 2^20 to 4096", "reading x"): 1.3,
+    ("iid n=1 2^20 to 4096", "reading x"): 3,
+    ("iid n=1 2^24 to 4096", "reading x"): 3,
+    ("GraSS n=1 2^24 to 16384 to 4096", "reading x"): 0.05,
+    (_FACTGRASS, "torch index_select, bmm, index_add_"): 0.45,
+    ("tile, call, 4 x 512 x 1024", "torch.bmm, full gradient"): 1.15,
+    ("tile, call, 2 x 128 x 2048", "torch.bmm, full gradient"): 0.9,
+    ("GraSS, growth to p=2^30", "p=2^20"): 2,
+    ("FactGraSS, growth to p=2^30", "p=2^20"): 2,
+    ("smallest call that 2 threads speed up", "threshold of serial calls"): 1,
+    GUARD: 1,
+    ("SJLT 64 to 16, a call", "goal of 5 us"): 1,
+    ("mask 64 to 16, a call", "goal of 5 us"): 1,
+    ("FactGraSS 64 x 64 to 16, a call", "goal of 5 us"): 1,
+    ("SJLT 64 to 16, first call", "goal of 5 us"): 1,
+    ("idle after a call, processor time", "the time waited"): 0.001,
+    **{(f"memory, {case}", "8 MiB a thread"): 1 for case in MEMORY_CASES},
+}
+"""The most that a row's value may be, in units of what it is held against."""
+
+LEAST: dict[tuple[str, str], float] = {
+    (_CYCLIC, "torch index_add_"): 10,
+    (_CYCLIC, "torch.sparse.mm"): 20,
+    (_CYCLIC, "scikit-learn SparseRandomProjection"): 10,
+    (_FACTGRASS, "torch LoGra 64 x 64"): 2.65,
+    ("FactGraSS 8 x 512 x 2048, 2 threads", "1 thread"): 1.8,
+    ("tile 2 x 512 x 2048, 2 threads", "1 thread"): 1.8,
+    ("FactGraSS 8 x 512 x 2048, 2 Python threads", "1 Python thread"): 1.8,
+    ("tile 2 x 512 x 2048, 2 Python threads", "1 Python thread"): 1.8,
+}
+"""How many times faster than what it is held against a row must be, at least."""
+
+
+class Verdict(NamedTuple):
+    """A row's ratio beside its goal."""
+
+    ratio: float
+    """Value over its rival's, or, where the goal is to be so many times faster, the inverse."""
+    goal: str
+    """Empty where there is none."""
+    met: bool
+    margin: float
+    """What is measured in units of what is allowed: at most 1 where the goal is met."""
+
+
+def judge(row: Row) -> Verdict:
+    """Hold a row to its goal."""
+    key, ratio = (row.what, row.against), row.value / row.its_value
+    if key in MOST:
+        margin = ratio / MOST[key]
+        return Verdict(ratio, f"<= {MOST[key]:g}", met=margin <= 1, margin=margin)
+    if key in LEAST:
+        margin = LEAST[key] * ratio
+        return Verdict(1 / ratio, f">= {LEAST[key]:g}x", met=margin <= 1, margin=margin)
+    return Verdict(ratio, "", met=True, margin=0)
+
+
+def not_measured(rows: list[Row]) -> list[tuple[str, str]]:
+    """Return the goals that no row is about."""
+    measured = {(row.what, row.against) for row in rows}
+    return [key for key in (*MOST, *LEAST) if key not in measured]
+
+
+def broken_guard(rows: list[Row]) -> str | None:
+    """Say which guard against a regression a row breaks, if one does."""
+    for row in rows:
+        if (row.what, row.against) == GUARD and not judge(row).met:
+            return f"{row.what}: expected {row.against}, got {1e3 * row.value:.0f} ms"
+    return None

@@ -141,6 +141,25 @@ impl Span {
     }
 }
 
+/// A row's span and where the way goes on after it: row, first coordinate, and how many there are.
+struct Way {
+    here: (usize, usize, usize),
+    next: (usize, usize, usize),
+}
+
+impl Way {
+    /// What is to be brought near while a piece is added: the same place one tile ahead.
+    fn ahead(&self, piece: &Piece) -> (usize, usize, usize) {
+        let ahead = piece.start + TILE;
+        let ((row, start, len), passed) = if ahead < self.here.2 {
+            (self.here, ahead)
+        } else {
+            (self.next, (piece.start % TILE).min(self.next.2))
+        };
+        (row, start + passed, piece.len.min(len - passed))
+    }
+}
+
 /// Rotations of the pages, drawn for many pages at a time.
 struct Rotations {
     philox: Philox,
@@ -210,33 +229,30 @@ pub(super) fn accumulate(
                 (start, (TILES * TILE).min(end - start)),
             );
             for row in 0..count {
-                let place = |row, start: usize| {
-                    rows.in_place(first + row, start, TILE.min(end.saturating_sub(start)))
-                };
-                let whole = rows.in_place(first + row, start, span.len);
-                let next = if row + 1 < count {
-                    place(row + 1, start)
-                } else {
-                    place(0, start + span.len)
-                };
                 let from = row * sjlt.output_dim + draw * pages.width;
                 let buckets = &mut out[from..from + pages.width];
-                for piece in &span.pieces[..span.used] {
-                    let values = match whole.get(piece.start..piece.start + piece.len) {
-                        Some(values) => values,
-                        None => {
-                            rows.tile(first + row, start + piece.start, &mut buffer[..piece.len])
-                        }
-                    };
-                    // The same place one tile ahead, in this row or where the way goes on.
-                    let (from, start) = if piece.start + TILE < whole.len() {
-                        (whole, piece.start + TILE)
+                let whole = rows.in_place(first + row, start, span.len);
+                let way = Way {
+                    here: (first + row, start, span.len),
+                    next: if row + 1 < count {
+                        (first + row + 1, start, TILE.min(span.len))
                     } else {
-                        (next, piece.start % TILE)
-                    };
-                    let end = from.len().min(start + piece.len);
-                    let ahead = from.get(start..end).unwrap_or_default();
-                    piece.add(path, buckets, values, ahead, &span.signs);
+                        let next = start + span.len;
+                        (first, next, TILE.min(end - next))
+                    },
+                };
+                for piece in &span.pieces[..span.used] {
+                    let (later_row, later, len) = way.ahead(piece);
+                    if whole.is_empty() {
+                        rows.bring_near(later_row, later, len);
+                        let buffer = &mut buffer[..piece.len];
+                        let values = rows.tile(first + row, start + piece.start, buffer);
+                        piece.add(path, buckets, values, &[], &span.signs);
+                    } else {
+                        let ahead = rows.in_place(later_row, later, len);
+                        let values = &whole[piece.start..piece.start + piece.len];
+                        piece.add(path, buckets, values, ahead, &span.signs);
+                    }
                 }
             }
         }

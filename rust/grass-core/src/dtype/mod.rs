@@ -1,64 +1,13 @@
 //! Element types of the input, and arrays of any of them with any strides.
 
-use half::slice::HalfFloatSliceExt;
+mod element;
+
 use half::{bf16, f16};
 use ndarray::{ArrayView, ArrayView1, ArrayView3, Axis, Dimension, Ix2, Ix3, s};
 
-/// A floating-point type that compressors read; they accumulate in f32.
-pub trait Element: Copy + Send + Sync + 'static {
-    /// The value, rounded to f32.
-    fn to_f32(self) -> f32;
+pub use element::Element;
 
-    /// `source` as f32: itself where it already is, otherwise converted into `buffer`, which is as long.
-    fn slice_as_f32<'a>(source: &'a [Self], buffer: &'a mut [f32]) -> &'a [f32];
-}
-
-impl Element for f32 {
-    #[inline]
-    fn to_f32(self) -> f32 {
-        self
-    }
-
-    #[inline]
-    fn slice_as_f32<'a>(source: &'a [Self], _buffer: &'a mut [f32]) -> &'a [f32] {
-        source
-    }
-}
-
-impl Element for f64 {
-    #[inline]
-    fn to_f32(self) -> f32 {
-        self as f32
-    }
-
-    #[inline]
-    fn slice_as_f32<'a>(source: &'a [Self], buffer: &'a mut [f32]) -> &'a [f32] {
-        for (target, &value) in buffer.iter_mut().zip(source) {
-            *target = value as f32;
-        }
-        buffer
-    }
-}
-
-macro_rules! half_element {
-    ($half:ty) => {
-        impl Element for $half {
-            #[inline]
-            fn to_f32(self) -> f32 {
-                <$half>::to_f32(self)
-            }
-
-            #[inline]
-            fn slice_as_f32<'a>(source: &'a [Self], buffer: &'a mut [f32]) -> &'a [f32] {
-                source.convert_to_f32_slice(buffer);
-                buffer
-            }
-        }
-    };
-}
-
-half_element!(f16);
-half_element!(bf16);
+use crate::simd::prefetch;
 
 /// A read-only array of any [`Element`] type and any strides.
 #[derive(Debug, Clone)]
@@ -138,6 +87,9 @@ pub(crate) trait Rows: Sync {
     /// Coordinates `start..start + len` of a row where they can be read in place, else nothing.
     fn in_place(&self, row: usize, start: usize, len: usize) -> &[f32];
 
+    /// Brings coordinates `start..start + len` of a row near, where that is simple.
+    fn bring_near(&self, _row: usize, _start: usize, _len: usize) {}
+
     /// Copies coordinates `start..start + buffer.len()` of a row.
     fn copy_tile(&self, row: usize, start: usize, buffer: &mut [f32]) {
         let whole = self.in_place(row, start, buffer.len());
@@ -214,6 +166,13 @@ impl Rows for Matrix<'_> {
             Array::F32(view) => in_place(view.row(row), start, len),
             _ => &[],
         }
+    }
+
+    fn bring_near(&self, row: usize, start: usize, len: usize) {
+        with_view!(self, view => if let Some(values) = view.row(row).to_slice() {
+            let line = 64 / size_of_val(&values[0]);
+            values[start..start + len].iter().step_by(line).for_each(prefetch);
+        });
     }
 
     fn tile<'a>(&'a self, row: usize, start: usize, buffer: &'a mut [f32]) -> &'a [f32] {

@@ -10,13 +10,13 @@ use crate::simd::Path;
 
 /// The most tiles that are added to one row before the next row's turn: enough for its buckets to be worth their way into
 /// the first-level cache.
-const TILES: usize = 16;
+const TILES: usize = 64;
 
 /// Sign bits at a time: those of the tiles, and of what stands before them in their first block.
 const SIGNS: usize = TILES * TILE + SIGN_ALIGNMENT;
 
-/// The most pieces at a time: each page takes a block of sign bits at least, and ends of tiles cut some more.
-const PIECES: usize = SIGNS / SIGN_ALIGNMENT + TILES;
+/// The most pieces at a time: those of long pages. Of short pages, with fewer buckets, there are fewer at a time.
+const PIECES: usize = 3 * TILES;
 
 /// Bucket within its draw, and number of the sign bit, of a coordinate.
 pub(super) fn entry(sjlt: &Sjlt, draw: usize, coordinate: usize) -> (usize, usize) {

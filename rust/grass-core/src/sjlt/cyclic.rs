@@ -200,13 +200,13 @@ impl Rotations {
 /// Adds coordinates `start..end` of rows `first..` to `out`, one row of buckets a row.
 pub(super) fn accumulate(
     sjlt: &Sjlt,
+    path: Path,
     rows: &dyn Rows,
     first: usize,
     (start, end): (usize, usize),
     out: &mut [f32],
     workers: &Workers,
 ) -> Result<()> {
-    let path = Path::current();
     let pages = Pages::new(sjlt);
     let mut rotations = Rotations::new(sjlt.philox, pages.width);
     let mut span = Span {

@@ -8,12 +8,15 @@
 
 mod cyclic;
 mod iid;
+#[cfg(test)]
+mod plain;
 
 use crate::dtype::Rows;
 use crate::error::{Error, Result};
 use crate::parallel::Workers;
 use crate::philox::{Philox, Stream};
 use crate::project::{Projection, project};
+use crate::simd::Path;
 use crate::spec::{SjltKind, Spec, check_count, check_range};
 
 /// Coordinates read at a time: values, signs and buckets stay in the first-level cache. Their sign bits are what the
@@ -170,9 +173,11 @@ impl Projection for Sjlt {
         out: &mut [f32],
         workers: &Workers,
     ) -> Result<()> {
-        match self.kind {
-            SjltKind::Cyclic => cyclic::accumulate(self, rows, first, (start, end), out, workers),
-            SjltKind::Iid => iid::accumulate(self, rows, first, (start, end), out, workers),
-        }
+        let accumulate = match self.kind {
+            SjltKind::Cyclic => cyclic::accumulate,
+            SjltKind::Iid => iid::accumulate,
+        };
+        let path = Path::current();
+        accumulate(self, path, rows, first, (start, end), out, workers)
     }
 }

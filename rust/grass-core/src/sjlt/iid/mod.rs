@@ -111,6 +111,7 @@ fn scale_words_body(buckets: &mut [usize], words: &[u64], width: u64, first: usi
 /// Adds coordinates `start..end` of rows `first..` to `out`, one row of buckets a row.
 pub(super) fn accumulate(
     sjlt: &Sjlt,
+    path: Path,
     rows: &dyn Rows,
     first: usize,
     (start, end): (usize, usize),
@@ -126,7 +127,6 @@ pub(super) fn accumulate(
     };
     let (grouped, rest) = out.split_at_mut((groups * LANES).min(count) * k);
     let next = first + grouped.len() / k;
-    let path = Path::current();
     let mut table = Table {
         words: [0; TILE / 2 + 1],
         buckets: [0; TILE + 2],

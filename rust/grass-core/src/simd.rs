@@ -1,7 +1,9 @@
 //! Which vector instructions the kernels use: found once, in one place.
 //!
-//! A kernel is written once, in plain loops over fixed numbers of lanes, and compiled once for each path. So all
-//! paths do the same additions in the same order and give the same bits.
+//! A kernel has a folder: `mod.rs` chooses the version for the path in use, `x86.rs` has the ones in vector registers,
+//! `plain.rs` the one for any machine. What the compiler turns into vectors by itself is written once, as a body that
+//! `for_each_path!` compiles for each path. Sums of whole gradients are added in the same order on every path, so
+//! masks, SJLT and GraSS have the same bits; matrix products round once or twice a term, as the path has it.
 
 use std::sync::OnceLock;
 

@@ -35,6 +35,24 @@ macro_rules! define_fill_blocks {
             }
         }
 
+        /// One round of a vector of blocks.
+        #[target_feature(enable = $features)]
+        #[inline]
+        fn round(
+            counter: [$vector; 4],
+            key: [$vector; 2],
+            multipliers: [$vector; 2],
+        ) -> [$vector; 4] {
+            let first = $multiply(counter[0], multipliers[0]);
+            let second = $multiply(counter[2], multipliers[1]);
+            [
+                xor($right::<32>(second), counter[1], key[0]),
+                second,
+                xor($right::<32>(first), counter[3], key[1]),
+                first,
+            ]
+        }
+
         /// The double words of the blocks from number `first` on.
         #[target_feature(enable = $features)]
         fn fill_lanes(
@@ -55,17 +73,12 @@ macro_rules! define_fill_blocks {
                     $set(0),
                 ];
             }
-            for key in keys {
-                let key = key.map(|word| $set_32(word as i32));
+            // Two rounds at a time: each leaves the words where the next but one looks for them.
+            for [first, second] in keys.as_chunks::<2>().0 {
+                let first = first.map(|word| $set_32(word as i32));
+                let second = second.map(|word| $set_32(word as i32));
                 for counter in &mut counters {
-                    let first = $multiply(counter[0], multipliers[0]);
-                    let second = $multiply(counter[2], multipliers[1]);
-                    *counter = [
-                        xor($right::<32>(second), counter[1], key[0]),
-                        second,
-                        xor($right::<32>(first), counter[3], key[1]),
-                        first,
-                    ];
+                    *counter = round(round(*counter, first, multipliers), second, multipliers);
                 }
             }
             let words = words.as_chunks_mut::<$lanes>().0.as_chunks_mut::<2>().0;

@@ -32,7 +32,22 @@ def test_gaussian_equals_twin(backend: Backend, spec: dict[str, Any], n: int) ->
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(("n", "p", "k"), [(3, 700, 130), (130, 260, 33), (1, 129, 257)])
+@pytest.mark.parametrize(
+    ("n", "p", "k"),
+    [
+        (3, 700, 130),
+        (130, 260, 33),
+        (1, 129, 257),
+        (7, 127, 31),
+        (8, 128, 32),
+        (9, 255, 1),
+        (64, 257, 1023),
+        (65, 1025, 65),
+        (2, 1024, 129),
+        (5, 130, 1025),
+        (17, 2049, 63),
+    ],
+)
 def test_tiles_equal_twin(kind: str, n: int, p: int, k: int) -> None:
     spec = reference.gaussian(p, k, 9, kind)
     (x,) = specs.inputs(spec, n)

@@ -39,7 +39,7 @@ CORE_ORDER = [
     {"error"},
     {"simd", "workspace"},
     {"dtype", "panels", "philox", "parallel"},
-    {"linalg", "project", "signs", "spec"},
+    {"project", "signs", "spec"},
     {"mask", "sjlt", "gaussian"},
     {"grass", "logra", "factgrass", "tile"},
     {"compressor"},

@@ -50,6 +50,45 @@ def test_many_tokens_equal_twin(tokens: int) -> None:
     specs.assert_compressed(specs.build(spec)(a, g), reference.dense(spec), a, g)
 
 
+@pytest.mark.parametrize(
+    ("shape", "features", "ranks"),
+    [
+        ((7, 1), (129, 130), (31, 7)),
+        ((2, 128), (20, 11), (32, 8)),
+        ((3, 129), (17, 23), (33, 9)),
+        ((9, 0), (5, 4), (3, 2)),
+        ((2, 257), (1025, 3), (6, 2)),
+        # Both ranks in parts.
+        ((1, 70), (3, 2), (2050, 2049)),
+        # More values than are held at a time: blocks of examples, then blocks of the tokens of each.
+        ((40, 300), (8, 9), (64, 32)),
+        ((2, 5000), (3, 2), (300, 20)),
+    ],
+)
+def test_blocks_equal_the_product_of_projected_factors(
+    shape: tuple[int, int], features: tuple[int, int], ranks: tuple[int, int]
+) -> None:
+    compressor = grass.LoGra(*features, *ranks, seed=3)
+    a, g = specs.inputs(compressor.spec, n=shape[0], tokens=shape[1])
+    inner = grass.Gaussian(features[0], ranks[0], seed=reference.derive(3, "in")).to_dense()
+    outer = grass.Gaussian(features[1], ranks[1], seed=reference.derive(3, "out")).to_dense()
+    exact = np.einsum(
+        "nto,nti->noi", g @ outer.T.astype(np.float64), a @ inner.T.astype(np.float64)
+    )
+    sizes = np.einsum("nto,nti->noi", np.abs(g) @ np.abs(outer.T), np.abs(a) @ np.abs(inner.T))
+    error = np.abs(compressor(a, g).reshape(exact.shape) - exact)
+    assert np.all(error <= 2e-6 * sizes)
+
+
+def test_an_example_has_the_same_bits_in_any_batch() -> None:
+    compressor = grass.LoGra(300, 200, 40, 24, seed=5)
+    a, g = specs.inputs(compressor.spec, n=70, tokens=300)
+    together = compressor(a, g)
+    for row in (0, 13, 69):
+        alone = compressor(a[row : row + 1], g[row : row + 1])
+        np.testing.assert_array_equal(alone[0], together[row])
+
+
 @given(first=st.integers(0, 2**64 - 3000))
 @example(first=0)
 def test_logra_is_unbiased(first: int) -> None:

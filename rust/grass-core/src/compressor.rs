@@ -325,7 +325,7 @@ impl Compressor {
                 let mut entries = vec![0.0; gaussian.output_dim()];
                 for coordinate in 0..p {
                     workers.check()?;
-                    gaussian.fill_entries(coordinate, 0, &mut entries);
+                    gaussian.fill_entries(coordinate, &mut entries);
                     for (row, &entry) in entries.iter().enumerate() {
                         set(row, coordinate, f64::from(entry) * gaussian.scale());
                     }
@@ -342,8 +342,8 @@ impl Compressor {
                         coordinate / right.input_dim(),
                         coordinate % right.input_dim(),
                     );
-                    left.fill_entries(o, 0, &mut left_entries);
-                    right.fill_entries(i, 0, &mut right_entries);
+                    left.fill_entries(o, &mut left_entries);
+                    right.fill_entries(i, &mut right_entries);
                     for (l, &from_left) in left_entries.iter().enumerate() {
                         for (r, &from_right) in right_entries.iter().enumerate() {
                             let entry = f64::from(from_left) * f64::from(from_right);

@@ -12,7 +12,6 @@ pub mod error;
 pub mod factgrass;
 pub mod gaussian;
 pub mod grass;
-mod linalg;
 pub mod logra;
 pub mod mask;
 mod panels;

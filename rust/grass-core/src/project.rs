@@ -4,6 +4,8 @@
 //! segments are added in order. The cut depends on the structure alone, so a row's result has the
 //! same bits whatever the batch it came in and however many threads worked on it.
 
+use std::ops::Range;
+
 use crate::dtype::Rows;
 use crate::error::Result;
 use crate::parallel::Workers;
@@ -28,6 +30,11 @@ pub(crate) trait Projection: Sync {
 
     /// The most rows that share what is generated for a tile.
     fn row_block(&self) -> usize;
+
+    /// Rows that should share what is generated, rather than threads cut them into fewer.
+    fn shared_rows(&self) -> usize {
+        1
+    }
 
     /// Arithmetic operations a row, to judge whether threads pay.
     fn operations(&self) -> usize;
@@ -79,6 +86,7 @@ pub(crate) fn project(
     };
     let block = n
         .div_ceil(workers.threads())
+        .max(projection.shared_rows())
         .min(projection.row_block())
         .min(BLOCK_SUMS / k)
         .max(1);
@@ -123,6 +131,13 @@ pub(crate) fn project(
         })?;
     }
     Ok(())
+}
+
+/// The parts of `range` of `length` each, the last one perhaps shorter.
+pub(crate) fn parts(range: Range<usize>, length: usize) -> impl Iterator<Item = Range<usize>> {
+    let end = range.end;
+    let starts = range.step_by(length);
+    starts.map(move |start| start..end.min(start + length))
 }
 
 /// Adds the sums of segment number `segment`: the first ones are all there is so far.

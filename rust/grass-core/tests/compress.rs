@@ -87,8 +87,17 @@ fn neither_threads_nor_batch_change_a_bit() {
         r#"{"type":"sjlt","input_dim":600001,"output_dim":500,"seed":2,"nnz":2,"kind":"cyclic"}"#,
         r#"{"type":"sjlt","input_dim":600001,"output_dim":500,"seed":2,"nnz":1,"kind":"iid"}"#,
     ];
-    for (specs, p) in [(&specs[..], 600_001), (&ROW_SPECS[3..4], 600)] {
-        let rows = rows(if p == 600 { 70 } else { 3 }, p, 12);
+    let dense = [
+        r#"{"type":"gaussian","input_dim":3001,"output_dim":40,"seed":3,"kind":"normal"}"#,
+        r#"{"type":"gaussian","input_dim":3001,"output_dim":40,"seed":3,"kind":"rademacher"}"#,
+    ];
+    for (specs, n, p) in [
+        (&specs[..], 3, 600_001),
+        (&dense, 3, 3001),
+        (&dense, 130, 3001),
+        (&ROW_SPECS[3..4], 70, 600),
+    ] {
+        let rows = rows(n, p, 12);
         for spec in specs {
             let compressor = build(spec);
             let whole = compress(&compressor, &rows, 1);

@@ -45,6 +45,24 @@ pub(crate) fn pack_token<const WIDTH: usize>(
     }
 }
 
+/// Packs rows as the columns of one left panel: `panel[t] = (rows[0][t], .., rows[LEFT - 1][t])`.
+pub(crate) fn pack_rows(path: Path, rows: [&[f32]; LEFT], panel: &mut [f32]) {
+    let panel = panel.as_chunks_mut::<LEFT>().0;
+    #[cfg(target_arch = "x86_64")]
+    if path.instructions != Instructions::Portable {
+        #[expect(
+            unsafe_code,
+            reason = "calls functions compiled for instructions that not every machine has"
+        )]
+        // SAFETY: a `Path` comes from `Path::available` alone, which asked the processor for AVX2 on both other paths.
+        unsafe {
+            return x86::pack_rows(rows, panel);
+        }
+    }
+    let _ = path;
+    plain::pack_rows(rows, panel);
+}
+
 /// `out[i stride + j] += sum_t left[t][i] right[t][j]` for `i < rows`, `j < columns`, from the panels of both factors.
 pub(crate) fn add_product(
     path: Path,
@@ -116,6 +134,22 @@ mod tests {
             pack_token::<WIDTH>(values, token, tokens, &mut panels);
         }
         panels
+    }
+
+    #[test]
+    fn every_path_packs_rows_of_any_length() {
+        for path in Path::available() {
+            for tokens in [0, 1, 7, 8, 9, 130] {
+                let values: Vec<f32> = (0..LEFT * tokens).map(|i| i as f32).collect();
+                let rows = std::array::from_fn(|row| &values[row * tokens..(row + 1) * tokens]);
+                let mut panel = vec![f32::NAN; values.len()];
+                pack_rows(path, rows, &mut panel);
+                for (index, &value) in panel.iter().enumerate() {
+                    let (token, row) = (index / LEFT, index % LEFT);
+                    assert_eq!(value, values[row * tokens + token], "{path:?} {tokens}");
+                }
+            }
+        }
     }
 
     #[test]

@@ -1,10 +1,19 @@
-//! The product of two panels in plain loops, for any machine.
+//! The product of two panels, and the packing of rows, in plain loops for any machine.
 
 use super::{LEFT, RIGHT};
 
 /// Rows and columns that are summed together: as many sums as the vector registers of 64-bit ARM hold.
 const HEIGHT: usize = 4;
 const WIDTH: usize = 16;
+
+/// Packs rows as the columns of a panel.
+pub(super) fn pack_rows(rows: [&[f32]; LEFT], panel: &mut [[f32; LEFT]]) {
+    for (lane, row) in rows.into_iter().enumerate() {
+        for (token, &value) in panel.iter_mut().zip(row) {
+            token[lane] = value;
+        }
+    }
+}
 
 /// Adds the product of a left and a right panel to a block of `out`.
 pub(super) fn add_block(

@@ -39,7 +39,7 @@ def assert_same_as_with_ones(compressor: Any, inputs: Any, grad_outputs: Any) ->
 
 
 @given(
-    spec=st.one_of(specs.factgrasses(), specs.logras()),
+    spec=st.one_of(specs.factgrasses(), specs.logras(), specs.tiles()),
     n=st.integers(0, 3),
     tokens=st.integers(0, 4),
     strided=st.booleans(),
@@ -78,9 +78,9 @@ def test_two_axes(backend: Backend, name: str) -> None:
     assert_same_as_with_ones(compressor, backend.array(a[:, 0, 1:]), backend.array(g[:, 0]))
 
 
-@given(spec=st.one_of(specs.factgrasses(), specs.logras()), tokens=st.integers(0, 3))
+@given(spec=st.one_of(specs.factgrasses(), specs.logras(), specs.tiles()), tokens=st.integers(0, 3))
 def test_a_layer_of_a_bias_alone(spec: dict[str, Any], tokens: int) -> None:
-    assume(spec["type"] == "logra" or spec["in_features"] == 1)
+    assume(spec["type"] != "factgrass" or spec["in_features"] == 1)
     spec = spec | {"in_features": 1}
     compressor = specs.build(spec)
     _, g = specs.inputs(spec, n=2, tokens=tokens)

@@ -44,7 +44,13 @@ for p in (1, 63, 5001):
             sizes.append(np.abs(rows) @ np.abs(dense.T))
 a, g = rng.standard_normal((2, 139, 130)), rng.standard_normal((2, 139, 70))
 gradients = np.einsum("nto,nti->noi", np.abs(g), np.abs(a)).reshape(2, -1)
-for compressor in (grass.FactGraSS(130, 70, 512, seed=1), grass.LoGra(130, 70, 45, 9, seed=1)):
+tile = grass.TileSketch(130, 70, 512, seed=1)
+exact.append(tile(a[:, 0], g[:, 0]))
+for compressor in (
+    grass.FactGraSS(130, 70, 512, seed=1),
+    grass.LoGra(130, 70, 45, 9, seed=1),
+    tile,
+):
     products.append(compressor(a, g))
     sizes.append(gradients @ np.abs(compressor.to_dense().T))
 joined = [np.concatenate([result.ravel() for result in each]) for each in (exact, products, sizes)]

@@ -92,7 +92,15 @@ def sketch_tile_by_tile(spec: dict[str, Any], gradient: NDArray[np.float64]) -> 
 
 @pytest.mark.parametrize(
     ("d_in", "d_out", "k", "tokens"),
-    [(700, 1100, 4096, 140), (1100, 700, 509, 1), (530, 1030, 1000, 2), (300, 40, 90_000, 3)],
+    [
+        (700, 1100, 4096, 140),
+        (1100, 700, 509, 1),
+        (530, 1030, 1000, 2),
+        (300, 40, 90_000, 3),
+        # Wider than what is summed beside the output.
+        (1700, 1100, 1025 * 1027, 2),
+        (1700, 1100, 1025 * 1027, 1),
+    ],
 )
 def test_wide_layers_equal_the_sum_of_rolled_tiles(
     d_in: int, d_out: int, k: int, tokens: int

@@ -22,7 +22,10 @@ class TileSketch(FactorCompressor):
     in_features, out_features
         Widths of the layer; `in_features` counts the bias column.
     output_dim
-        Coordinates of the output, k, at most 2^32. A k with a near-square factorisation is fastest.
+        Coordinates of the output, k, at most 2^32. Best a square such as 1024 or 4096: the flatter
+        the tiles, the slower, and a prime k makes tiles of one row. More than out_features *
+        in_features are allowed, but only a layer that fits into one tile is surely kept without
+        loss.
     seed
         Unsigned 64-bit seed.
 

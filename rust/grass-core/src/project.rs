@@ -15,7 +15,7 @@ use crate::workspace::with_f32;
 const BLOCK_SUMS: usize = 1 << 18;
 
 /// The widest output whose sums are kept apart, 4 MiB a thread. Wider ones are one segment, summed in place.
-const MOST_SUMS: usize = 1 << 20;
+pub(crate) const MOST_SUMS: usize = 1 << 20;
 
 /// A linear map that can be applied to a range of coordinates at a time.
 pub(crate) trait Projection: Sync {

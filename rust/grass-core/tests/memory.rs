@@ -142,6 +142,13 @@ fn factgrass(d: (usize, usize), kept: (usize, usize), k: usize, kind: &str) -> S
     )
 }
 
+fn tile(d: (usize, usize), k: usize) -> String {
+    format!(
+        r#"{{"type":"tile","in_features":{},"out_features":{},"output_dim":{k},"seed":7}}"#,
+        d.0, d.1
+    )
+}
+
 fn cases() -> Vec<Case> {
     use Values::{Bf16, F32, Same};
     vec![
@@ -196,6 +203,17 @@ fn cases() -> Vec<Case> {
         case(F32, 2, 60_000, &factgrass((200, 100), (16, 16), 64, "iid")),
         case(F32, 3000, 2, &factgrass((50, 60), (8, 8), 16, "cyclic")),
         case(F32, 3, 2, &factgrass((9, 9), (9, 9), 1 << 20, "cyclic")),
+        case(F32, 2, 130, &tile((1024, 600), 4096)),
+        case(Bf16, 40, 3, &tile((150, 170), 4093)),
+        // Every coordinate a tile, of layers wide on either side.
+        case(F32, 2, 3, &tile((1 << 18, 2), 1)),
+        case(Bf16, 2, 1, &tile((2, 1 << 18), 1)),
+        // Outputs of 4 MiB, of more rows than are summed together, and of 8 MiB.
+        case(F32, 1, 2, &tile((4096, 4100), 1 << 20)),
+        case(F32, 2, 1, &tile((4096, 4100), 1 << 20)),
+        case(F32, 3, 2, &tile((9, 9), 1 << 21)),
+        case(F32, 2, 60_000, &tile((30, 20), 64)),
+        case(F32, 3000, 2, &tile((50, 60), 16)),
     ]
 }
 

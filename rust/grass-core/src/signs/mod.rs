@@ -43,9 +43,8 @@ pub(crate) fn add_signed(
 }
 
 for_each_path! {
-    /// Sign bits from number `bit` of `words` on as masks for the sign bit of an f32. `words` has one more than the last
-    /// bit needs.
-    pub(crate) fn fill_masks(masks: &mut [u32], words: &[u64], bit: usize) = fill_masks_body
+    /// Sign bits from number `bit` of `words` on as masks, see [`with_sign`]. `words` has one more than the last bit needs.
+    pub(crate) fn fill_masks(masks: &mut [f32], words: &[u64], bit: usize) = fill_masks_body
 }
 
 /// Defines `add_signed` from `add_lanes`, which adds a vector of values with the signs of the lowest bits, `add_within`,
@@ -137,13 +136,19 @@ const WORD: usize = 64;
 const LINE: usize = 16;
 
 #[inline(always)]
-fn fill_masks_body(masks: &mut [u32], words: &[u64], bit: usize) {
+fn fill_masks_body(masks: &mut [f32], words: &[u64], bit: usize) {
     for (index, masks) in masks.chunks_mut(32).enumerate() {
         let bits = bits_at(words, bit + index * 32) as u32;
         for (lane, value) in masks.iter_mut().enumerate() {
-            *value = mask(bits, lane);
+            *value = f32::from_bits(mask(bits, lane));
         }
     }
+}
+
+/// `value`, its sign changed by a mask, a zero of either sign. Bits are changed, not multiplied: any value takes as long.
+#[inline(always)]
+pub(crate) fn with_sign(value: f32, mask: f32) -> f32 {
+    f32::from_bits(value.to_bits() ^ mask.to_bits())
 }
 
 /// 64 bits from number `bit` on.
@@ -196,10 +201,13 @@ mod tests {
                         );
                     }
                 }
-                let mut masks = vec![7; len];
+                let mut masks = vec![f32::NAN; len];
                 fill_masks(path, &mut masks, &words, bit);
                 for (index, &mask) in masks.iter().enumerate() {
-                    assert_eq!(mask, sign(bit + index).to_bits() & 1 << 31, "{path:?}");
+                    let expected = 0f32.copysign(sign(bit + index));
+                    assert_eq!(mask.to_bits(), expected.to_bits(), "{path:?}");
+                    let signed = sign(bit + index) * 2.5;
+                    assert_eq!(with_sign(2.5, mask), signed, "{path:?}");
                 }
             }
         }

@@ -9,7 +9,9 @@ use crate::dtype::Rows;
 use crate::error::Result;
 use crate::panels::{LEFT, RIGHT, add_product, pack_token, packed_len};
 use crate::parallel::Workers;
+use crate::signs::with_sign;
 use crate::simd::{Path, for_each_path};
+use crate::workspace::with_f32;
 
 /// Tokens multiplied at a time.
 const TOKENS: usize = 128;
@@ -18,149 +20,117 @@ const TOKENS: usize = 128;
 pub(super) const PACKED_COLUMNS: usize = 512;
 
 /// Rows and columns of the gradient computed at a time.
-const BLOCK_ROWS: usize = 64;
-const BLOCK_COLUMNS: usize = 128;
+pub(super) const BLOCK_ROWS: usize = 64;
+pub(super) const BLOCK_COLUMNS: usize = 128;
 
-/// Sketches a range of one example's gradient rows at a time, in workspace of its own.
+/// Sketches a range of an example's gradient rows at a time.
 pub(super) struct Sketcher<'a> {
-    sketch: &'a TileSketch,
+    pub(super) sketch: &'a TileSketch,
     /// Tokens of an example.
-    tokens: usize,
+    pub(super) tokens: usize,
     /// The factors, a row a token, one example after another.
-    inputs: &'a dyn Rows,
-    grad_outputs: &'a dyn Rows,
-    workers: &'a Workers,
-    path: Path,
-    /// Panels of some tokens' output gradients, and of their inputs.
-    left: Vec<f32>,
-    right: Vec<f32>,
-    /// A block of the gradient.
-    product: Vec<f32>,
-    tiles: Tiles,
-    /// The sketch, its rows so much wider than a tile that what a shift moves past the end need not be cut.
-    accumulator: Vec<f32>,
+    pub(super) inputs: &'a dyn Rows,
+    pub(super) grad_outputs: &'a dyn Rows,
+    pub(super) workers: &'a Workers,
+    pub(super) path: Path,
+}
+
+/// Rows of sums, one a row of a tile; what a shift moves past a tile's width and still fits is to be folded back.
+struct Sums<'a> {
+    values: &'a mut [f32],
     stride: usize,
 }
 
-impl<'a> Sketcher<'a> {
-    pub(super) fn new(
-        sketch: &'a TileSketch,
-        tokens: usize,
-        inputs: &'a dyn Rows,
-        grad_outputs: &'a dyn Rows,
-        workers: &'a Workers,
-    ) -> Self {
-        let held = tokens.min(TOKENS);
-        let [rows, columns] =
-            [sketch.out_features, sketch.in_features].map(|d| d.min(PACKED_COLUMNS));
-        let stride = sketch.width + sketch.width.min(BLOCK_COLUMNS);
-        Self {
-            sketch,
-            tokens,
-            inputs,
-            grad_outputs,
-            workers,
-            path: Path::current(),
-            left: vec![0.0; packed_len::<LEFT>(rows, held)],
-            right: vec![0.0; packed_len::<RIGHT>(columns, held)],
-            product: vec![0.0; BLOCK_ROWS * BLOCK_COLUMNS],
-            tiles: Tiles::default(),
-            accumulator: vec![0.0; sketch.height * stride],
-            stride,
-        }
-    }
-
-    /// Sketches `rows` of an example's gradient, to be read by [`Self::add_to`].
+impl Sketcher<'_> {
+    /// Writes the sketch of `rows` of an example's gradient to `sums`, as many rows as a tile has.
     ///
     /// # Errors
     /// [`crate::Error::Interrupted`].
-    pub(super) fn sketch(&mut self, example: usize, rows: Range<usize>) -> Result<()> {
-        self.accumulator.fill(0.0);
+    pub(super) fn sketch(
+        &self,
+        example: usize,
+        rows: Range<usize>,
+        sums: &mut [f32],
+    ) -> Result<()> {
+        sums.fill(0.0);
+        let mut sums = Sums {
+            stride: sums.len() / self.sketch.height,
+            values: sums,
+        };
         let tokens = example * self.tokens..(example + 1) * self.tokens;
-        for rows in cut(rows, PACKED_COLUMNS) {
-            if tokens.len() == 1 {
-                self.add_outer_product(tokens.start, rows)?;
-                continue;
-            }
-            for first in tokens.clone().step_by(TOKENS) {
-                let tokens = first..tokens.end.min(first + TOKENS);
-                self.add_products(tokens, rows.clone())?;
-            }
+        if tokens.len() == 1 {
+            return self.add_outer_product(tokens.start, rows, &mut sums);
         }
-        Ok(())
+        let held = tokens.len().min(TOKENS);
+        let [most_rows, most_columns] =
+            [rows.len(), self.sketch.in_features].map(|len| len.min(PACKED_COLUMNS));
+        let lens = [
+            packed_len::<RIGHT>(most_columns, held),
+            packed_len::<LEFT>(most_rows, held),
+        ];
+        let product_len = BLOCK_ROWS * BLOCK_COLUMNS;
+        let masks_len = Tiles::buffer_len(self.sketch);
+        with_f32(product_len + lens[0] + lens[1] + masks_len, |buffer| {
+            let (product, buffer) = buffer.split_at_mut(product_len);
+            let (right, buffer) = buffer.split_at_mut(lens[0]);
+            let (left, masks) = buffer.split_at_mut(lens[1]);
+            let mut scratch = Scratch {
+                left,
+                right,
+                product,
+                tiles: Tiles::new(self.sketch, self.path, masks),
+            };
+            for rows in cut(rows, PACKED_COLUMNS) {
+                for first in tokens.clone().step_by(TOKENS) {
+                    let tokens = first..tokens.end.min(first + TOKENS);
+                    self.add_products(tokens, rows.clone(), &mut scratch, &mut sums)?;
+                }
+            }
+            Ok(())
+        })
     }
 
     /// Adds the products of some tokens' factors.
-    fn add_products(&mut self, tokens: Range<usize>, rows: Range<usize>) -> Result<()> {
+    fn add_products(
+        &self,
+        tokens: Range<usize>,
+        rows: Range<usize>,
+        scratch: &mut Scratch,
+        sums: &mut Sums,
+    ) -> Result<()> {
         let count = tokens.len();
-        pack::<LEFT>(
-            self.grad_outputs,
-            tokens.clone(),
-            rows.clone(),
-            &mut self.left,
-        );
+        let Scratch {
+            left,
+            right,
+            product,
+            tiles,
+        } = scratch;
+        pack::<LEFT>(self.grad_outputs, tokens.clone(), rows.clone(), left);
         for columns in cut(0..self.sketch.in_features, PACKED_COLUMNS) {
-            pack::<RIGHT>(
-                self.inputs,
-                tokens.clone(),
-                columns.clone(),
-                &mut self.right,
-            );
+            pack::<RIGHT>(self.inputs, tokens.clone(), columns.clone(), right);
             for block_rows in cut(rows.clone(), BLOCK_ROWS) {
                 self.workers.check()?;
-                self.tiles
-                    .draw(self.sketch, self.path, block_rows.clone(), columns.clone());
-                let left = &self.left[(block_rows.start - rows.start) * count..];
+                tiles.draw(block_rows.clone(), columns.clone());
+                let left = &left[(block_rows.start - rows.start) * count..];
                 for block_columns in cut(columns.clone(), BLOCK_COLUMNS) {
-                    let right = &self.right[(block_columns.start - columns.start) * count..];
-                    self.product.fill(0.0);
+                    let right = &right[(block_columns.start - columns.start) * count..];
+                    product.fill(0.0);
                     add_product(
                         self.path,
                         (left, right),
                         count,
-                        &mut self.product,
+                        product,
                         BLOCK_COLUMNS,
                         (block_rows.len(), block_columns.len()),
                     );
-                    self.tiles
-                        .for_each_run(block_rows.clone(), block_columns.clone(), |run| {
-                            let row = run.rows.start - block_rows.start;
-                            let column = run.columns.start - block_columns.start;
-                            add_signed_rows(
-                                self.path,
-                                &mut self.accumulator[run.row * self.stride + run.column..],
-                                self.stride,
-                                &self.product[row * BLOCK_COLUMNS + column..],
-                                run.row_masks,
-                                run.column_masks,
-                            );
-                        });
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// Adds the product of one token's factors, of which each entry is but one multiplication.
-    fn add_outer_product(&mut self, token: usize, rows: Range<usize>) -> Result<()> {
-        let (mut left, mut right) = ([0.0; BLOCK_ROWS], [0.0; PACKED_COLUMNS]);
-        for columns in cut(0..self.sketch.in_features, PACKED_COLUMNS) {
-            let right = &mut right[..columns.len()];
-            let inputs = self.inputs.tile(token, columns.start, right);
-            for rows in cut(rows.clone(), BLOCK_ROWS) {
-                self.workers.check()?;
-                let left = &mut left[..rows.len()];
-                let grad_outputs = self.grad_outputs.tile(token, rows.start, left);
-                self.tiles
-                    .draw(self.sketch, self.path, rows.clone(), columns.clone());
-                for block in cut(columns.clone(), BLOCK_COLUMNS) {
-                    self.tiles.for_each_run(rows.clone(), block, |run| {
-                        add_signed_outer_product(
+                    tiles.for_each_run(block_columns.clone(), sums.stride, |run| {
+                        let row = run.rows.start - block_rows.start;
+                        let column = run.columns.start - block_columns.start;
+                        add_signed_rows(
                             self.path,
-                            &mut self.accumulator[run.row * self.stride + run.column..],
-                            self.stride,
-                            &grad_outputs[run.rows.start - rows.start..],
-                            &inputs[run.columns.start - columns.start..],
+                            &mut sums.values[run.row * sums.stride + run.column..],
+                            sums.stride,
+                            &product[row * BLOCK_COLUMNS + column..],
                             run.row_masks,
                             run.column_masks,
                         );
@@ -171,20 +141,45 @@ impl<'a> Sketcher<'a> {
         Ok(())
     }
 
-    /// Adds the sketch to `out (k,)`.
-    pub(super) fn add_to(&self, out: &mut [f32]) {
-        let width = self.sketch.width;
-        let rows = self.accumulator.chunks_exact(self.stride);
-        for (out, row) in out.chunks_exact_mut(width).zip(rows) {
-            let (turned, past) = row.split_at(width);
-            for (total, value) in out.iter_mut().zip(turned) {
-                *total += value;
+    /// Adds the product of one token's factors, of which each entry is but one multiplication.
+    fn add_outer_product(&self, token: usize, rows: Range<usize>, sums: &mut Sums) -> Result<()> {
+        let (mut left, mut right) = ([0.0; BLOCK_ROWS], [0.0; PACKED_COLUMNS]);
+        with_f32(Tiles::buffer_len(self.sketch), |masks| {
+            let mut tiles = Tiles::new(self.sketch, self.path, masks);
+            for columns in cut(0..self.sketch.in_features, PACKED_COLUMNS) {
+                let right = &mut right[..columns.len()];
+                let inputs = self.inputs.tile(token, columns.start, right);
+                for rows in cut(rows.clone(), BLOCK_ROWS) {
+                    self.workers.check()?;
+                    let left = &mut left[..rows.len()];
+                    let grad_outputs = self.grad_outputs.tile(token, rows.start, left);
+                    tiles.draw(rows.clone(), columns.clone());
+                    tiles.for_each_run(columns.clone(), sums.stride, |run| {
+                        add_signed_outer_product(
+                            self.path,
+                            &mut sums.values[run.row * sums.stride + run.column..],
+                            sums.stride,
+                            &grad_outputs[run.rows.start - rows.start..],
+                            &inputs[run.columns.start - columns.start..],
+                            run.row_masks,
+                            run.column_masks,
+                        );
+                    });
+                }
             }
-            for (total, value) in out.iter_mut().zip(past) {
-                *total += value;
-            }
-        }
+            Ok(())
+        })
     }
+}
+
+/// What the products of some tokens' factors go through.
+struct Scratch<'a> {
+    /// Panels of the output gradients, and of the inputs.
+    left: &'a mut [f32],
+    right: &'a mut [f32],
+    /// A block of the gradient.
+    product: &'a mut [f32],
+    tiles: Tiles<'a>,
 }
 
 /// Packs columns of some tokens into panels, some tokens of a panel at a time: they lie side by side.
@@ -235,8 +230,8 @@ for_each_path! {
         out: &mut [f32],
         stride: usize,
         values: &[f32],
-        row_masks: &[u32],
-        column_masks: &[u32],
+        row_masks: &[f32],
+        column_masks: &[f32],
     ) = add_signed_rows_body
 }
 
@@ -247,8 +242,8 @@ for_each_path! {
         stride: usize,
         left: &[f32],
         right: &[f32],
-        row_masks: &[u32],
-        column_masks: &[u32],
+        row_masks: &[f32],
+        column_masks: &[f32],
     ) = add_signed_outer_product_body
 }
 
@@ -257,15 +252,15 @@ fn add_signed_rows_body(
     out: &mut [f32],
     stride: usize,
     values: &[f32],
-    row_masks: &[u32],
-    column_masks: &[u32],
+    row_masks: &[f32],
+    column_masks: &[f32],
 ) {
     for_lanes!(column_masks, |column, masks| {
         for (row, &row_mask) in row_masks.iter().enumerate() {
             let values = &values[row * BLOCK_COLUMNS + column..][..masks.len()];
             let out = &mut out[row * stride + column..][..masks.len()];
             for lane in 0..masks.len() {
-                out[lane] += with_sign(values[lane], masks[lane] ^ row_mask);
+                out[lane] += with_sign(values[lane], with_sign(masks[lane], row_mask));
             }
         }
     });
@@ -277,8 +272,8 @@ fn add_signed_outer_product_body(
     stride: usize,
     left: &[f32],
     right: &[f32],
-    row_masks: &[u32],
-    column_masks: &[u32],
+    row_masks: &[f32],
+    column_masks: &[f32],
 ) {
     for_lanes!(column_masks, |column, masks| {
         let signed = with_signs(&right[column..], masks);
@@ -294,18 +289,12 @@ fn add_signed_outer_product_body(
 
 /// `values`, each with its sign changed by its mask.
 #[inline(always)]
-fn with_signs<const N: usize>(values: &[f32], masks: &[u32; N]) -> [f32; N] {
+fn with_signs<const N: usize>(values: &[f32], masks: &[f32; N]) -> [f32; N] {
     let mut signed = [0.0; N];
     for (signed, (&value, &mask)) in signed.iter_mut().zip(values.iter().zip(masks)) {
         *signed = with_sign(value, mask);
     }
     signed
-}
-
-/// `value`, its sign changed by the mask.
-#[inline(always)]
-fn with_sign(value: f32, mask: u32) -> f32 {
-    f32::from_bits(value.to_bits() ^ mask)
 }
 
 #[cfg(test)]
@@ -332,6 +321,8 @@ mod tests {
             (130, 70, 64),
             (129, 65, 12),
             (150, 530, 4096),
+            (300, 150, 70 * 75),
+            (520, 90, 24),
             (530, 70, 1000),
             (200, 70, 127),
             (33, 40, 1),
@@ -346,22 +337,31 @@ mod tests {
                 let views =
                     [&inputs, &grad_outputs].map(|factor| Factor::from(Array::F32(factor.view())));
                 let workers = Workers::serial();
-                for path in Path::available() {
-                    let mut sketcher =
-                        Sketcher::new(&sketch, tokens, &views[0], &views[1], &workers);
-                    sketcher.path = path;
+                for (path, stride) in Path::available()
+                    .into_iter()
+                    .flat_map(|path| [(path, sketch.width), (path, sketch.stride())])
+                {
+                    let sketcher = Sketcher {
+                        sketch: &sketch,
+                        tokens,
+                        inputs: &views[0],
+                        grad_outputs: &views[1],
+                        workers: &workers,
+                        path,
+                    };
+                    let mut sums = vec![f32::NAN; sketch.height * stride];
                     let mut out = vec![0.0; 2 * k];
                     for (example, out) in out.chunks_exact_mut(k).enumerate() {
                         for rows in cut(0..d_out, PACKED_COLUMNS) {
-                            sketcher.sketch(example, rows).unwrap();
-                            sketcher.add_to(out);
+                            sketcher.sketch(example, rows, &mut sums).unwrap();
+                            sketch.fold(&sums, out);
                         }
                     }
                     for (&got, &(sum, unit)) in out.iter().zip(&expected) {
                         let error = (f64::from(got) - sum).abs();
                         assert!(
                             error <= 1e-6 * unit,
-                            "{got} is not {sum}: {path:?}, {d_in} x {d_out} -> {k}, {tokens} tokens"
+                            "{got} is not {sum}: {path:?}, {d_in} x {d_out} -> {k}, {stride} sums a row, {tokens} tokens"
                         );
                     }
                 }

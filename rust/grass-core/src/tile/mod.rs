@@ -5,6 +5,9 @@
 //! `out[(i + r) mod h, (j + c) mod w] += alpha_i beta_j G_tile[i, j]`. Two coordinates of one tile never collide, two of
 //! different tiles collide with probability 1 / k, and the product of two coordinates' signs has mean zero, so the sketch
 //! is unbiased and its variance at most that of the iid SJLT.
+//!
+//! Beside inputs and outputs a thread takes 6 MiB at most: panels of both factors, and the sums of a sketch, unless k is
+//! so large that they are those of the output.
 
 mod fast;
 #[cfg(test)]
@@ -15,9 +18,12 @@ use crate::dtype::Factor;
 use crate::error::{Error, Result};
 use crate::parallel::Workers;
 use crate::philox::{Philox, Stream, scale_word};
+use crate::project::MOST_SUMS;
+use crate::simd::Path;
 use crate::spec::{Spec, check_count, check_range};
+use crate::workspace::with_f32;
 
-use fast::Sketcher;
+use fast::{BLOCK_COLUMNS, Sketcher};
 
 /// The most coordinates of an output: its sides are found by trial division.
 const MOST_OUTPUTS: usize = 1 << 32;
@@ -148,43 +154,72 @@ impl TileSketch {
         let (n, tokens) = (inputs.shape()[0], inputs.shape()[1]);
         let k = self.output_dim();
         let workers = workers.for_operations(self.operations(tokens).saturating_mul(n));
-        let segments: Vec<_> = (0..self.out_features)
-            .step_by(self.segment())
-            .map(|first| first..self.out_features.min(first + self.segment()))
-            .collect();
-        let sketcher = || Sketcher::new(self, tokens, inputs, grad_outputs, &workers);
-        if segments.len() == 1 || n >= workers.threads() {
-            let group = n.div_ceil(workers.threads()).clamp(1, EXAMPLES);
-            let groups = out.chunks_mut(group * k).enumerate().collect();
-            return workers.for_each(groups, |(index, out)| {
-                let mut sketcher = sketcher();
-                for (example, out) in out.chunks_exact_mut(k).enumerate() {
-                    out.fill(0.0);
-                    for rows in &segments {
-                        sketcher.sketch(index * group + example, rows.clone())?;
-                        sketcher.add_to(out);
-                    }
-                }
-                Ok(())
+        let sketcher = Sketcher {
+            sketch: self,
+            tokens,
+            inputs,
+            grad_outputs,
+            workers: &workers,
+            path: Path::current(),
+        };
+        if k > MOST_SUMS {
+            return workers.for_each_chunk(out, k, |example, out| {
+                sketcher.sketch(example, 0..self.out_features, out)
             });
         }
-        let mut sketchers: Vec<_> = segments
-            .iter()
-            .take(workers.threads())
-            .map(|_| sketcher())
-            .collect();
-        for (example, out) in out.chunks_exact_mut(k).enumerate() {
-            out.fill(0.0);
-            for wave in segments.chunks(sketchers.len()) {
-                let tasks = sketchers.iter_mut().zip(wave).collect();
-                workers.for_each(tasks, |(sketcher, rows)| {
-                    sketcher.sketch(example, rows.clone())
-                })?;
-                for (sketcher, _) in sketchers.iter().zip(wave) {
-                    sketcher.add_to(out);
+        let segment = self.segment();
+        let segments = self.out_features.div_ceil(segment);
+        let rows = |index: usize| index * segment..self.out_features.min((index + 1) * segment);
+        let len = self.height * self.stride();
+        if segments == 1 || n >= workers.threads() {
+            let group = n.div_ceil(workers.threads()).clamp(1, EXAMPLES);
+            return workers.for_each_chunk(out, group * k, |index, out| {
+                with_f32(len, |sums| {
+                    for (example, out) in (index * group..).zip(out.chunks_exact_mut(k)) {
+                        out.fill(0.0);
+                        for segment in 0..segments {
+                            sketcher.sketch(example, rows(segment), sums)?;
+                            self.fold(sums, out);
+                        }
+                    }
+                    Ok(())
+                })
+            });
+        }
+        let wave = workers.threads().min(segments);
+        with_f32(wave * len, |sums| {
+            for (example, out) in out.chunks_exact_mut(k).enumerate() {
+                out.fill(0.0);
+                for first in (0..segments).step_by(wave) {
+                    let sums = &mut sums[..wave.min(segments - first) * len];
+                    workers.for_each_chunk(sums, len, |offset, sums| {
+                        sketcher.sketch(example, rows(first + offset), sums)
+                    })?;
+                    for sums in sums.chunks_exact(len) {
+                        self.fold(sums, out);
+                    }
                 }
             }
+            Ok(())
+        })
+    }
+
+    /// Sums a row of a sketch in the making: so many that what a shift moves past a tile's width need not be cut.
+    fn stride(&self) -> usize {
+        self.width + self.width.min(BLOCK_COLUMNS)
+    }
+
+    /// Adds rows of sums to `out (k,)`: those past a tile's width to its first columns.
+    fn fold(&self, sums: &[f32], out: &mut [f32]) {
+        let sums = sums.chunks_exact(sums.len() / self.height);
+        for (out, sums) in out.chunks_exact_mut(self.width).zip(sums) {
+            let (within, past) = sums.split_at(self.width);
+            for (total, sum) in out.iter_mut().zip(within) {
+                *total += sum;
+            }
+            for (total, sum) in out.iter_mut().zip(past) {
+                *total += sum;
+            }
         }
-        Ok(())
     }
 }

@@ -3,25 +3,28 @@
 use std::ops::Range;
 
 use super::TileSketch;
+use super::fast::{BLOCK_ROWS, PACKED_COLUMNS};
 use crate::philox::Stream;
 use crate::signs::fill_masks;
 use crate::simd::Path;
 
-/// Shifts and signs of the tiles that some rows and columns of the gradient touch.
-#[derive(Default)]
-pub(super) struct Tiles {
-    height: usize,
-    width: usize,
-    /// The touched tiles: rows of tiles, and tiles of each.
-    tile_rows: Range<usize>,
-    tiles: Range<usize>,
+/// Shifts drawn at a time.
+const SHIFTS: usize = 8;
+
+/// Masks drawn at a time.
+const MASKS: usize = PACKED_COLUMNS;
+
+/// The tiles that some rows and columns of the gradient touch, with the sign masks of these rows and columns.
+pub(super) struct Tiles<'a> {
+    sketch: &'a TileSketch,
+    path: Path,
+    /// The drawn rows, at most [`BLOCK_ROWS`], and columns.
+    rows: Range<usize>,
     columns: Range<usize>,
-    /// Of each tile, its shift of rows and of columns.
-    shifts: Vec<(usize, usize)>,
-    /// Sign masks of each row of tiles: of the columns, and of the tiles' rows.
-    column_masks: Vec<u32>,
-    row_masks: Vec<u32>,
-    words: Vec<u64>,
+    /// Of each row of tiles, the masks of the columns.
+    column_masks: &'a mut [f32],
+    /// Of each row of tiles and each of its tiles, the masks of the rows.
+    row_masks: &'a mut [f32],
 }
 
 /// Neighbouring rows and columns of the gradient, of one tile, that go to neighbouring rows and columns of the sketch.
@@ -31,78 +34,115 @@ pub(super) struct Run<'a> {
     /// Where the first goes.
     pub(super) row: usize,
     pub(super) column: usize,
-    pub(super) row_masks: &'a [u32],
-    pub(super) column_masks: &'a [u32],
+    pub(super) row_masks: &'a [f32],
+    pub(super) column_masks: &'a [f32],
 }
 
-impl Tiles {
-    /// Draws the tiles that these rows and columns touch.
-    pub(super) fn draw(
-        &mut self,
-        sketch: &TileSketch,
-        path: Path,
-        rows: Range<usize>,
-        columns: Range<usize>,
-    ) {
-        (self.height, self.width) = (sketch.height, sketch.width);
-        self.tile_rows = rows.start / self.height..rows.end.div_ceil(self.height);
-        self.tiles = columns.start / self.width..columns.end.div_ceil(self.width);
-        self.columns = columns;
-        self.shifts.clear();
-        self.column_masks.clear();
-        self.row_masks.clear();
-        for tile_row in self.tile_rows.clone() {
-            let before = tile_row * sketch.tile_columns();
-            let first = before + self.tiles.start;
-            self.words.resize(self.tiles.len(), 0);
-            sketch
-                .philox
-                .fill_double_words(Stream::TileShift, first as u64, &mut self.words);
-            let pairs = self.words.iter();
-            self.shifts
-                .extend(pairs.map(|&pair| sketch.shift([pair as u32, (pair >> 32) as u32])));
-            let bit = before * self.width;
-            let bits = bit + self.columns.start..bit + self.columns.end;
-            let (masks, words) = (&mut self.column_masks, &mut self.words);
-            append_masks(sketch, path, Stream::TileColumnSign, bits, masks, words);
-            let bits = first * self.height..(first + self.tiles.len()) * self.height;
-            let masks = &mut self.row_masks;
-            append_masks(sketch, path, Stream::TileRowSign, bits, masks, words);
+impl<'a> Tiles<'a> {
+    /// Tiles to be drawn, with masks in `buffer`, as long as [`Self::buffer_len`] says.
+    pub(super) fn new(sketch: &'a TileSketch, path: Path, buffer: &'a mut [f32]) -> Self {
+        let (column_masks, row_masks) = buffer.split_at_mut(column_masks_len(sketch));
+        Self {
+            sketch,
+            path,
+            rows: 0..0,
+            columns: 0..0,
+            column_masks,
+            row_masks,
         }
     }
 
-    /// Cuts a block of the drawn rows and columns at the ends of tiles and where the shifted rows wrap.
+    /// Masks of as many rows and columns as are drawn at a time, 64 Ki at most.
+    pub(super) fn buffer_len(sketch: &TileSketch) -> usize {
+        let tiles = most_touched(sketch.in_features.min(PACKED_COLUMNS), sketch.width);
+        let rows = row_pitch(sketch) * most_touched_rows(sketch);
+        column_masks_len(sketch) + rows * tiles
+    }
+
+    /// Draws the tiles that these rows and columns touch.
+    pub(super) fn draw(&mut self, rows: Range<usize>, columns: Range<usize>) {
+        let (sketch, path) = (self.sketch, self.path);
+        let (height, width) = (sketch.height, sketch.width);
+        let tiles = columns.start / width..columns.end.div_ceil(width);
+        let pitch = row_pitch(sketch);
+        // The masks of low tiles' rows are neighbours, and drawn together with those of the rows between.
+        let together = if pitch == height { tiles.len() } else { 1 };
+        let column_masks = self.column_masks.chunks_exact_mut(columns.len());
+        let row_masks = self.row_masks.chunks_exact_mut(tiles.len() * pitch);
+        for ((rows, column_masks), row_masks) in
+            cut(rows.clone(), height).zip(column_masks).zip(row_masks)
+        {
+            let before = rows.start / height * sketch.tile_columns();
+            let bit = before * width + columns.start;
+            fill(sketch, path, Stream::TileColumnSign, bit, column_masks);
+            let mut bit = (before + tiles.start) * height + rows.start % height;
+            for masks in row_masks.chunks_exact_mut(together * pitch) {
+                let len = masks.len() - pitch + rows.len();
+                fill(sketch, path, Stream::TileRowSign, bit, &mut masks[..len]);
+                bit += together * height;
+            }
+        }
+        (self.rows, self.columns) = (rows, columns);
+    }
+
+    /// Cuts the drawn rows and some of the drawn columns at the ends of tiles, where the shifted rows wrap, and where the
+    /// shifted columns would go past a row of `stride` sums: there they wrap, too.
     pub(super) fn for_each_run(
         &self,
-        rows: Range<usize>,
         columns: Range<usize>,
+        stride: usize,
         mut visit: impl FnMut(Run),
     ) {
-        let (height, width) = (self.height, self.width);
-        for rows in cut(rows, height) {
-            let tile_row = rows.start / height;
-            let row_index = tile_row - self.tile_rows.start;
-            let column_masks = &self.column_masks[row_index * self.columns.len()..];
+        let (height, width) = (self.sketch.height, self.sketch.width);
+        let first_drawn = self.columns.start / width;
+        let drawn = self.columns.end.div_ceil(width) - first_drawn;
+        let pitch = row_pitch(self.sketch);
+        let first = columns.start / width;
+        let last = columns.end.div_ceil(width);
+        let mut words = [0; SHIFTS];
+        for (index, rows) in cut(self.rows.clone(), height).enumerate() {
+            let column_masks = &self.column_masks[index * self.columns.len()..];
+            let row_masks = &self.row_masks[index * drawn * pitch..];
+            let before = rows.start / height * self.sketch.tile_columns();
             for columns in cut(columns.clone(), width) {
                 let tile = columns.start / width;
-                let index = row_index * self.tiles.len() + tile - self.tiles.start;
-                let (row_shift, column_shift) = self.shifts[index];
-                let column = (columns.start - tile * width + column_shift) % width;
-                let within = rows.start - tile_row * height;
-                let row_masks = &self.row_masks[index * height + within..][..rows.len()];
+                let place = (tile - first) % SHIFTS;
+                if place == 0 {
+                    let words = &mut words[..SHIFTS.min(last - tile)];
+                    let number = (before + tile) as u64;
+                    self.sketch
+                        .philox
+                        .fill_double_words(Stream::TileShift, number, words);
+                }
+                let pair = words[place];
+                let (row_shift, column_shift) =
+                    self.sketch.shift([pair as u32, (pair >> 32) as u32]);
+                let row = (rows.start % height + row_shift) % height;
+                let column = (columns.start % width + column_shift) % width;
+                let row_masks = &row_masks[(tile - first_drawn) * pitch..][..rows.len()];
                 let column_masks =
                     &column_masks[columns.start - self.columns.start..][..columns.len()];
-                let row = (within + row_shift) % height;
-                let wrap = rows.len().min(height - row);
-                for (part, row) in [(0..wrap, row), (wrap..rows.len(), 0)] {
-                    if !part.is_empty() {
+                let row_end = rows.len().min(height - row);
+                let column_end = if column + columns.len() > stride {
+                    width - column
+                } else {
+                    columns.len()
+                };
+                for (row_part, row) in [(0..row_end, row), (row_end..rows.len(), 0)] {
+                    for (column_part, column) in
+                        [(0..column_end, column), (column_end..columns.len(), 0)]
+                    {
+                        if row_part.is_empty() || column_part.is_empty() {
+                            continue;
+                        }
                         visit(Run {
-                            rows: rows.start + part.start..rows.start + part.end,
-                            columns: columns.clone(),
+                            rows: rows.start + row_part.start..rows.start + row_part.end,
+                            columns: columns.start + column_part.start
+                                ..columns.start + column_part.end,
                             row,
                             column,
-                            row_masks: &row_masks[part],
-                            column_masks,
+                            row_masks: &row_masks[row_part.clone()],
+                            column_masks: &column_masks[column_part],
                         });
                     }
                 }
@@ -111,22 +151,38 @@ impl Tiles {
     }
 }
 
-/// Appends the sign masks of some bits of a stream, whose words go through `words`.
-fn append_masks(
-    sketch: &TileSketch,
-    path: Path,
-    stream: Stream,
-    bits: Range<usize>,
-    masks: &mut Vec<u32>,
-    words: &mut Vec<u64>,
-) {
-    let (word, offset) = (bits.start as u64 / 64, bits.start % 64);
-    // One word more than the last bit needs, as reading signs asks for.
-    words.resize((offset + bits.len()) / 64 + 2, 0);
-    sketch.philox.fill_double_words(stream, word, words);
-    let start = masks.len();
-    masks.resize(start + bits.len(), 0);
-    fill_masks(path, &mut masks[start..], words, offset);
+/// Rows of masks a tile.
+fn row_pitch(sketch: &TileSketch) -> usize {
+    sketch.height.min(BLOCK_ROWS)
+}
+
+fn column_masks_len(sketch: &TileSketch) -> usize {
+    most_touched_rows(sketch) * sketch.in_features.min(PACKED_COLUMNS)
+}
+
+/// The most rows of tiles that the rows of a block touch.
+fn most_touched_rows(sketch: &TileSketch) -> usize {
+    most_touched(sketch.out_features.min(BLOCK_ROWS), sketch.height)
+}
+
+/// The most pieces of `step` that `len` neighbours touch.
+fn most_touched(len: usize, step: usize) -> usize {
+    (len + step - 2) / step + 1
+}
+
+/// Fills `masks` with those of a stream's bits from number `bit` on.
+fn fill(sketch: &TileSketch, path: Path, stream: Stream, bit: usize, masks: &mut [f32]) {
+    let offset = bit % 64;
+    let mut words = [0; MASKS / 64 + 2];
+    for (masks, first) in masks
+        .chunks_mut(MASKS)
+        .zip((bit / 64..).step_by(MASKS / 64))
+    {
+        // One word more than the last bit needs, as reading signs asks for.
+        let words = &mut words[..(offset + masks.len()) / 64 + 2];
+        sketch.philox.fill_double_words(stream, first as u64, words);
+        fill_masks(path, masks, words, offset);
+    }
 }
 
 /// `range` cut at the multiples of `step`.

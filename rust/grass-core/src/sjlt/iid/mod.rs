@@ -12,7 +12,7 @@ use crate::dtype::Rows;
 use crate::error::Result;
 use crate::parallel::Workers;
 use crate::philox::{Stream, scale_word};
-use crate::signs::fill_masks;
+use crate::signs::{fill_masks, with_sign};
 #[cfg(target_arch = "x86_64")]
 use crate::simd::Instructions;
 use crate::simd::{Path, for_each_path};
@@ -60,8 +60,8 @@ struct Table {
     words: [u64; TILE / 2 + 1],
     /// Buckets, after one of another tile where the first word is half used.
     buckets: [usize; TILE + 2],
-    /// Masks for the sign bit of an f32.
-    signs: [u32; TILE],
+    /// Masks of the signs.
+    signs: [f32; TILE],
 }
 
 impl Table {
@@ -72,7 +72,7 @@ impl Table {
         sjlt: &Sjlt,
         draw: usize,
         (start, len): (usize, usize),
-    ) -> (&[usize], &[u32]) {
+    ) -> (&[usize], &[f32]) {
         let number = first_number(sjlt, draw) + start;
         let (width, first) = (sjlt.width(), draw * sjlt.width());
         let lead = number % 2;
@@ -130,7 +130,7 @@ pub(super) fn accumulate(
     let mut table = Table {
         words: [0; TILE / 2 + 1],
         buckets: [0; TILE + 2],
-        signs: [0; TILE],
+        signs: [0.0; TILE],
     };
     let (mut tiles, mut later) = ([[0.0; TILE]; LANES], [[0.0; TILE]; LANES]);
     let (mut tiles, mut later) = (&mut tiles, &mut later);
@@ -229,7 +229,7 @@ fn add_tiles(
     sums: &mut [Sums],
     tiles: &Tiles,
     buckets: &[usize],
-    signs: &[u32],
+    signs: &[f32],
     upcoming: &[&[f32]; LANES],
     later: &mut Tiles,
 ) {
@@ -266,9 +266,9 @@ fn add_in_turn(
     k: usize,
     tiles: &[[f32; TILE]; TOGETHER],
     buckets: &[usize],
-    signs: &[u32],
+    signs: &[f32],
 ) {
-    let signed = |row: usize, i: usize| f32::from_bits(tiles[row][i].to_bits() ^ signs[i]);
+    let signed = |row: usize, i: usize| with_sign(tiles[row][i], signs[i]);
     let mut outs = out.chunks_exact_mut(k);
     if let (Some(a), Some(b), Some(c), Some(d)) =
         (outs.next(), outs.next(), outs.next(), outs.next())

@@ -1,6 +1,7 @@
 //! Rows side by side in plain loops, for any machine and for what is left of whole vectors.
 
 use super::{Sums, Tiles};
+use crate::signs::with_sign;
 
 /// Adds the coordinates from number `from` on.
 pub(super) fn add_tiles(
@@ -8,11 +9,11 @@ pub(super) fn add_tiles(
     tiles: &Tiles,
     from: usize,
     buckets: &[usize],
-    signs: &[u32],
+    signs: &[f32],
 ) {
     for (i, (&bucket, &sign)) in buckets.iter().zip(signs).enumerate().skip(from) {
         for (sum, tile) in sums[bucket].iter_mut().zip(tiles) {
-            *sum += f32::from_bits(tile[i].to_bits() ^ sign);
+            *sum += with_sign(tile[i], sign);
         }
     }
 }

@@ -4,11 +4,10 @@
 //! exchanges within blocks of 128 bits.
 
 use std::arch::x86_64::{
-    __m128, __m256, __m512, _mm_castsi128_ps, _mm_loadu_ps, _mm_loadu_si128, _mm_xor_ps,
-    _mm256_add_ps, _mm256_castps128_ps256, _mm256_insertf128_ps, _mm256_loadu_ps,
-    _mm256_shuffle_ps, _mm256_storeu_ps, _mm256_unpackhi_ps, _mm256_unpacklo_ps, _mm512_add_ps,
-    _mm512_castps128_ps512, _mm512_insertf32x4, _mm512_loadu_ps, _mm512_shuffle_ps,
-    _mm512_storeu_ps, _mm512_unpackhi_ps, _mm512_unpacklo_ps,
+    __m128, __m256, __m512, _mm_loadu_ps, _mm_xor_ps, _mm256_add_ps, _mm256_castps128_ps256,
+    _mm256_insertf128_ps, _mm256_loadu_ps, _mm256_shuffle_ps, _mm256_storeu_ps, _mm256_unpackhi_ps,
+    _mm256_unpacklo_ps, _mm512_add_ps, _mm512_castps128_ps512, _mm512_insertf32x4, _mm512_loadu_ps,
+    _mm512_shuffle_ps, _mm512_storeu_ps, _mm512_unpackhi_ps, _mm512_unpacklo_ps,
 };
 
 use super::{LANES, Sums, TILE, Tiles, plain};
@@ -39,14 +38,13 @@ fn copy_part(part: usize, upcoming: &[&[f32]; LANES], later: &mut Tiles) {
 
 /// Four coordinates of a row, from number `start` on, with their signs.
 #[inline(always)]
-fn signed(tile: &[f32], start: usize, signs: &[u32; FOUR]) -> __m128 {
+fn signed(tile: &[f32], start: usize, signs: &[f32; FOUR]) -> __m128 {
     let values = tile[start..].first_chunk::<FOUR>();
     let values = values.expect("a tile has whole vectors");
     #[expect(unsafe_code, reason = "the instructions take pointers")]
     // SAFETY: both references are to as many values as the instructions read, at any alignment; every x86-64 has them.
     unsafe {
-        let signs = _mm_castsi128_ps(_mm_loadu_si128(signs.as_ptr().cast()));
-        _mm_xor_ps(_mm_loadu_ps(values.as_ptr()), signs)
+        _mm_xor_ps(_mm_loadu_ps(values.as_ptr()), _mm_loadu_ps(signs.as_ptr()))
     }
 }
 
@@ -62,7 +60,7 @@ macro_rules! define_add_tiles {
             sums: &mut [Sums],
             tiles: &Tiles,
             buckets: &[usize],
-            signs: &[u32],
+            signs: &[f32],
             upcoming: &[&[f32]; LANES],
             later: &mut Tiles,
         ) {

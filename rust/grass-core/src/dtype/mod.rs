@@ -90,16 +90,6 @@ pub(crate) trait Rows: Sync {
     /// Brings coordinates `start..start + len` of a row near, where that is simple.
     fn bring_near(&self, _row: usize, _start: usize, _len: usize) {}
 
-    /// Copies coordinates `start..start + buffer.len()` of a row.
-    fn copy_tile(&self, row: usize, start: usize, buffer: &mut [f32]) {
-        let whole = self.in_place(row, start, buffer.len());
-        if whole.is_empty() {
-            self.tile(row, start, buffer);
-        } else {
-            buffer.copy_from_slice(whole);
-        }
-    }
-
     /// Coordinates `start..start + buffer.len()` of a row, in `buffer` or, where they can be read in place, elsewhere.
     fn tile<'a>(&'a self, row: usize, start: usize, buffer: &'a mut [f32]) -> &'a [f32];
 }

@@ -26,6 +26,9 @@ const TILE: usize = 2048;
 /// Coordinates a segment, at least: long enough that adding its k partial sums is cheap.
 const SEGMENT: usize = 1 << 18;
 
+/// The most rows that share what is drawn.
+const ROWS: usize = 32;
+
 /// Page starts in the sign stream are multiples of this many bits: one Philox block.
 const SIGN_ALIGNMENT: usize = 128;
 
@@ -157,7 +160,7 @@ impl Projection for Sjlt {
     }
 
     fn row_block(&self) -> usize {
-        32
+        ROWS
     }
 
     fn operations(&self) -> usize {

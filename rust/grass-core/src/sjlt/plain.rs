@@ -13,8 +13,8 @@ use crate::spec::SjltKind;
 fn accumulate(sjlt: &Sjlt, rows: &Matrix, (start, end): (usize, usize), out: &mut [f32]) {
     for (row, out) in out.chunks_exact_mut(sjlt.output_dim).enumerate() {
         for coordinate in start..end {
-            let mut value = [0.0];
-            rows.copy_tile(row, coordinate, &mut value);
+            let mut buffer = [0.0];
+            let value = rows.tile(row, coordinate, &mut buffer);
             sjlt.for_each_entry(coordinate, |bucket, sign| {
                 out[bucket] += sign as f32 * value[0];
             });

@@ -7,7 +7,7 @@ mod plain;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
-use super::{SIGN_ALIGNMENT, Sjlt};
+use super::{ROWS, SIGN_ALIGNMENT, Sjlt};
 use crate::dtype::Rows;
 use crate::error::Result;
 use crate::parallel::Workers;
@@ -18,11 +18,14 @@ use crate::simd::Instructions;
 use crate::simd::{Path, for_each_path};
 use crate::workspace::with_f32;
 
-/// Coordinates at a time: a tile of 16 rows fills half of the first-level cache.
+/// Coordinates at a time.
 const TILE: usize = 256;
 
 /// Rows side by side.
 const LANES: usize = 16;
+
+/// The most groups of rows side by side.
+const GROUPS: usize = ROWS / LANES;
 
 /// Fewer rows than this take their turns.
 const LEAST: usize = 6;
@@ -35,10 +38,6 @@ const TOGETHER: usize = 4;
 
 /// Sums of one bucket, of rows side by side.
 type Sums = [f32; LANES];
-
-/// A tile of rows side by side, one after the other: copies, since rows that are a power of two apart would drive one
-/// another out of the cache.
-type Tiles = [[f32; TILE]; LANES];
 
 /// Bucket within its draw, and number of the sign bit, of a coordinate.
 pub(super) fn entry(sjlt: &Sjlt, draw: usize, coordinate: usize) -> (usize, usize) {
@@ -121,7 +120,7 @@ pub(super) fn accumulate(
     let k = sjlt.output_dim;
     let count = out.len() / k;
     let groups = if k <= MOST_BUCKETS {
-        (count + LANES - LEAST) / LANES
+        ((count + LANES - LEAST) / LANES).min(GROUPS)
     } else {
         0
     };
@@ -132,47 +131,48 @@ pub(super) fn accumulate(
         buckets: [0; TILE + 2],
         signs: [0.0; TILE],
     };
-    let (mut tiles, mut later) = ([[0.0; TILE]; LANES], [[0.0; TILE]; LANES]);
-    let (mut tiles, mut later) = (&mut tiles, &mut later);
-    let place = |group: usize, start: usize| Place {
-        rows,
-        lanes: first + group * LANES..next.min(first + (group + 1) * LANES),
-        start,
-        end,
-    };
+    let mut tiles = [[0.0; TILE]; LANES];
+    let nothing = [0.0; TILE];
     with_f32(groups * k * LANES, |sums| {
         sums.fill(0.0);
         let (sums, _) = sums.as_chunks_mut::<LANES>();
-        if groups > 0 {
-            place(0, start).copy(tiles);
-        }
-        for start in (start..end).step_by(TILE) {
+        let whole: [[&[f32]; LANES]; GROUPS] = std::array::from_fn(|group| {
+            std::array::from_fn(|lane| {
+                let row = first + group * LANES + lane;
+                let held = row < first + count;
+                if held {
+                    rows.in_place(row, start, end - start)
+                } else {
+                    &[]
+                }
+            })
+        });
+        for tile in (start..end).step_by(TILE) {
             workers.check()?;
-            let len = TILE.min(end - start);
+            let len = TILE.min(end - tile);
             for draw in 0..sjlt.nnz {
-                let (buckets, signs) = table.draw(path, sjlt, draw, (start, len));
+                let (buckets, signs) = table.draw(path, sjlt, draw, (tile, len));
                 for (group, sums) in sums.chunks_exact_mut(k).enumerate() {
-                    let follows = if group + 1 < groups {
-                        place(group + 1, start)
-                    } else if draw + 1 < sjlt.nnz {
-                        place(0, start)
-                    } else {
-                        place(0, start + len)
-                    };
-                    let upcoming = follows.upcoming(len);
-                    add_tiles(path, sums, tiles, buckets, signs, &upcoming, later);
-                    if upcoming[0].is_empty() {
-                        follows.copy(later);
+                    let from = first + group * LANES;
+                    let lanes = from..next.min(from + LANES);
+                    let mut sources = [&nothing[..len]; LANES];
+                    let copies = lanes.clone().zip(&mut tiles).zip(&whole[group]);
+                    for (source, ((row, copy), whole)) in sources.iter_mut().zip(copies) {
+                        *source = match whole.get(tile - start..tile - start + len) {
+                            Some(values) => values,
+                            None => rows.tile(row, tile, &mut copy[..len]),
+                        };
                     }
-                    std::mem::swap(&mut tiles, &mut later);
+                    add_side_by_side(path, sums, &sources, buckets, signs);
                 }
                 for (index, out) in rest.chunks_mut(TOGETHER * k).enumerate() {
                     let row = next + index * TOGETHER;
-                    let mut tiles = [[0.0; TILE]; TOGETHER];
-                    for (lane, tile) in tiles.iter_mut().enumerate().take(out.len() / k) {
-                        rows.copy_tile(row + lane, start, &mut tile[..len]);
+                    let mut sources: [&[f32]; TOGETHER] = [&[]; TOGETHER];
+                    let copies = (row..row + out.len() / k).zip(&mut tiles);
+                    for (source, (row, copy)) in sources.iter_mut().zip(copies) {
+                        *source = rows.tile(row, tile, &mut copy[..len]);
                     }
-                    add_in_turn(out, k, &tiles, buckets, signs);
+                    add_in_turn(out, k, &sources, buckets, signs);
                 }
             }
         }
@@ -187,51 +187,13 @@ pub(super) fn accumulate(
     })
 }
 
-/// Where a tile of rows side by side comes from.
-struct Place<'a> {
-    rows: &'a dyn Rows,
-    lanes: std::ops::Range<usize>,
-    start: usize,
-    /// Where the segment ends.
-    end: usize,
-}
-
-impl<'a> Place<'a> {
-    fn copy(&self, tiles: &mut Tiles) {
-        let len = TILE.min(self.end - self.start);
-        for (lane, tile) in tiles.iter_mut().enumerate() {
-            let row = self.lanes.start + lane;
-            if row < self.lanes.end {
-                self.rows.copy_tile(row, self.start, &mut tile[..len]);
-            } else {
-                tile.fill(0.0);
-            }
-        }
-    }
-
-    /// The tile of every row, and the one after it where there is one, if all of it can be read in place while a tile of
-    /// `len` coordinates is added; else nothing.
-    fn upcoming(&self, len: usize) -> [&'a [f32]; LANES] {
-        let mut upcoming: [&[f32]; LANES] = [&[]; LANES];
-        let available = (self.end - self.start).min(2 * TILE);
-        if len == TILE && available >= TILE && self.lanes.len() == LANES {
-            for (row, upcoming) in self.lanes.clone().zip(&mut upcoming) {
-                *upcoming = self.rows.in_place(row, self.start, available);
-            }
-        }
-        upcoming
-    }
-}
-
-/// Adds rows side by side. Meanwhile, line by line, it copies the tile that follows to `later`, where there is one.
-fn add_tiles(
+/// Adds a tile of rows side by side: to the sums of each coordinate's bucket, what every row has there.
+fn add_side_by_side(
     path: Path,
     sums: &mut [Sums],
-    tiles: &Tiles,
+    rows: &[&[f32]; LANES],
     buckets: &[usize],
     signs: &[f32],
-    upcoming: &[&[f32]; LANES],
-    later: &mut Tiles,
 ) {
     #[cfg(target_arch = "x86_64")]
     {
@@ -243,32 +205,28 @@ fn add_tiles(
         unsafe {
             match path.instructions {
                 Instructions::Avx512 => {
-                    return x86::add_tiles_avx512(sums, tiles, buckets, signs, upcoming, later);
+                    return x86::avx512::add_side_by_side(sums, rows, buckets, signs);
                 }
                 Instructions::Avx2 => {
-                    return x86::add_tiles_avx2(sums, tiles, buckets, signs, upcoming, later);
+                    return x86::avx2::add_side_by_side(sums, rows, buckets, signs);
                 }
                 Instructions::Portable => {}
             }
         }
     }
     let _ = path;
-    for (later, upcoming) in later.iter_mut().zip(upcoming) {
-        let len = upcoming.len().min(TILE);
-        later[..len].copy_from_slice(&upcoming[..len]);
-    }
-    plain::add_tiles(sums, tiles, 0, buckets, signs);
+    plain::add_side_by_side(sums, rows, 0, buckets, signs);
 }
 
 /// Adds up to [`TOGETHER`] rows, each to its own row of `out`.
 fn add_in_turn(
     out: &mut [f32],
     k: usize,
-    tiles: &[[f32; TILE]; TOGETHER],
+    rows: &[&[f32]; TOGETHER],
     buckets: &[usize],
     signs: &[f32],
 ) {
-    let signed = |row: usize, i: usize| with_sign(tiles[row][i], signs[i]);
+    let signed = |row: usize, i: usize| with_sign(rows[row][i], signs[i]);
     let mut outs = out.chunks_exact_mut(k);
     if let (Some(a), Some(b), Some(c), Some(d)) =
         (outs.next(), outs.next(), outs.next(), outs.next())

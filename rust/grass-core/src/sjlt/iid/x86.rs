@@ -1,138 +1,153 @@
 //! Rows side by side in the vector registers of AVX-512 and AVX2.
 //!
-//! Four coordinates of every fourth row make a vector; four such vectors are turned into one vector a coordinate by
-//! exchanges within blocks of 128 bits.
+//! A square of as many coordinates of as many rows as a vector has lanes is read a row at a time, each cache line once, and
+//! turned over in registers: rows that are a power of two apart, which share few places of a cache, do no harm.
 
-use std::arch::x86_64::{
-    __m128, __m256, __m512, _mm_loadu_ps, _mm_xor_ps, _mm256_add_ps, _mm256_castps128_ps256,
-    _mm256_insertf128_ps, _mm256_loadu_ps, _mm256_shuffle_ps, _mm256_storeu_ps, _mm256_unpackhi_ps,
-    _mm256_unpacklo_ps, _mm512_add_ps, _mm512_castps128_ps512, _mm512_insertf32x4, _mm512_loadu_ps,
-    _mm512_shuffle_ps, _mm512_storeu_ps, _mm512_unpackhi_ps, _mm512_unpacklo_ps,
-};
-
-use super::{LANES, Sums, TILE, Tiles, plain};
-use crate::simd::prefetch;
-
-/// Coordinates that are turned together.
-const FOUR: usize = 4;
-
-/// Values that are copied while four coordinates are added, so that a tile is copied while one is added.
-const PART: usize = LANES * FOUR;
-
-/// Values a cache line.
-const LINE: usize = 16;
-
-/// Copies part number `part` of the tile that follows, a row after the other, and brings the same part of the next tile
-/// near: it is of the same memory page.
-#[inline(always)]
-fn copy_part(part: usize, upcoming: &[&[f32]; LANES], later: &mut Tiles) {
-    let (row, start) = (part * PART / TILE, part * PART % TILE);
-    let Some(values) = upcoming[row].get(start..start + PART) else {
-        return;
-    };
-    later[row][start..start + PART].copy_from_slice(values);
-    if let Some(values) = upcoming[row].get(start + TILE..start + TILE + PART) {
-        values.iter().step_by(LINE).for_each(prefetch);
-    }
-}
-
-/// Four coordinates of a row, from number `start` on, with their signs.
-#[inline(always)]
-fn signed(tile: &[f32], start: usize, signs: &[f32; FOUR]) -> __m128 {
-    let values = tile[start..].first_chunk::<FOUR>();
-    let values = values.expect("a tile has whole vectors");
-    #[expect(unsafe_code, reason = "the instructions take pointers")]
-    // SAFETY: both references are to as many values as the instructions read, at any alignment; every x86-64 has them.
-    unsafe {
-        _mm_xor_ps(_mm_loadu_ps(values.as_ptr()), _mm_loadu_ps(signs.as_ptr()))
-    }
-}
-
-/// Defines `$add_tiles` for vectors of `$lanes` rows.
-macro_rules! define_add_tiles {
-    (
-        $add_tiles:ident, $features:literal, $lanes:literal, $every_fourth:ident, $add:ident,
-        $load:ident, $store:ident, $low:ident, $high:ident, $shuffle:ident
-    ) => {
-        /// Adds rows side by side.
+/// Defines `add_side_by_side` for vectors of `$lanes` rows.
+macro_rules! define_add_side_by_side {
+    ($features:literal, $lanes:literal, $load:ident, $store:ident, $add:ident, $xor:ident) => {
+        /// Adds a tile of rows side by side.
         #[target_feature(enable = $features)]
-        pub(super) fn $add_tiles(
+        pub(in crate::sjlt::iid) fn add_side_by_side(
             sums: &mut [Sums],
-            tiles: &Tiles,
+            rows: &[&[f32]; LANES],
             buckets: &[usize],
             signs: &[f32],
-            upcoming: &[&[f32]; LANES],
-            later: &mut Tiles,
         ) {
-            let (whole, _) = buckets.as_chunks::<FOUR>();
-            for (four, (whole, signs)) in whole.iter().zip(signs.as_chunks().0).enumerate() {
-                copy_part(four, upcoming, later);
-                for part in 0..tiles.len() / $lanes {
-                    let tiles = &tiles[part * $lanes..][..$lanes];
-                    let [a, b, c, d] = [0, 1, 2, 3].map(|row| {
-                        $every_fourth(|block| {
-                            signed(&tiles[row + FOUR * block], four * FOUR, signs)
-                        })
-                    });
-                    let low = [$low(a, b), $low(c, d)];
-                    let high = [$high(a, b), $high(c, d)];
-                    let turned = [
-                        $shuffle::<0b01_00_01_00>(low[0], low[1]),
-                        $shuffle::<0b11_10_11_10>(low[0], low[1]),
-                        $shuffle::<0b01_00_01_00>(high[0], high[1]),
-                        $shuffle::<0b11_10_11_10>(high[0], high[1]),
-                    ];
-                    for (&bucket, vector) in whole.iter().zip(turned) {
+            let (squares, _) = buckets.as_chunks::<$lanes>();
+            for (square, (buckets, signs)) in squares
+                .iter()
+                .zip(signs.as_chunks::<$lanes>().0)
+                .enumerate()
+            {
+                let signs = load(signs);
+                for (part, rows) in rows.as_chunks::<$lanes>().0.iter().enumerate() {
+                    let mut vectors = [signs; $lanes];
+                    for (vector, row) in vectors.iter_mut().zip(rows) {
+                        let values = &row.as_chunks::<$lanes>().0[square];
+                        *vector = $xor(load(values), signs);
+                    }
+                    let turned = turn(vectors);
+                    for (&bucket, vector) in buckets.iter().zip(turned) {
                         let sums = &mut sums[bucket].as_chunks_mut::<$lanes>().0[part];
-                        #[expect(unsafe_code, reason = "the instructions take pointers")]
-                        // SAFETY: the reference is to as many values as the instructions read and write.
+                        let total = $add(load(sums), vector);
+                        #[expect(unsafe_code, reason = "the instruction takes a pointer")]
+                        // SAFETY: the reference is to as many values as the instruction writes, at any alignment.
                         unsafe {
-                            let total = $add($load(sums.as_ptr()), vector);
                             $store(sums.as_mut_ptr(), total);
                         }
                     }
                 }
             }
-            plain::add_tiles(sums, tiles, whole.len() * FOUR, buckets, signs);
+            plain::add_side_by_side(sums, rows, squares.len() * $lanes, buckets, signs);
+        }
+
+        #[target_feature(enable = $features)]
+        #[inline]
+        fn load(values: &[f32; $lanes]) -> Vector {
+            #[expect(unsafe_code, reason = "the instruction takes a pointer")]
+            // SAFETY: the reference is to as many values as the instruction reads, at any alignment.
+            unsafe {
+                $load(values.as_ptr())
+            }
         }
     };
 }
 
-#[target_feature(enable = "avx512f")]
-fn every_fourth_of_16(block: impl Fn(usize) -> __m128) -> __m512 {
-    let vector = _mm512_castps128_ps512(block(0));
-    let vector = _mm512_insertf32x4::<1>(vector, block(1));
-    let vector = _mm512_insertf32x4::<2>(vector, block(2));
-    _mm512_insertf32x4::<3>(vector, block(3))
+pub(super) mod avx512 {
+    use std::arch::x86_64::{
+        __m512 as Vector, _mm512_add_ps, _mm512_loadu_ps, _mm512_shuffle_f32x4, _mm512_shuffle_ps,
+        _mm512_storeu_ps, _mm512_unpackhi_ps, _mm512_unpacklo_ps, _mm512_xor_ps,
+    };
+
+    use crate::sjlt::iid::{LANES, Sums, plain};
+
+    define_add_side_by_side!(
+        "avx512f,avx512dq",
+        16,
+        _mm512_loadu_ps,
+        _mm512_storeu_ps,
+        _mm512_add_ps,
+        _mm512_xor_ps
+    );
+
+    /// The columns of a square of rows.
+    #[target_feature(enable = "avx512f")]
+    #[inline]
+    fn turn(rows: [Vector; 16]) -> [Vector; 16] {
+        // Of every four rows: in the four blocks of a vector, column 4 block + number.
+        let mut fours = rows;
+        for four in fours.as_chunks_mut::<4>().0 {
+            let [a, b, c, d] = *four;
+            let (low, high) = (_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+            let (later_low, later_high) = (_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
+            *four = [
+                _mm512_shuffle_ps::<0x44>(low, later_low),
+                _mm512_shuffle_ps::<0xEE>(low, later_low),
+                _mm512_shuffle_ps::<0x44>(high, later_high),
+                _mm512_shuffle_ps::<0xEE>(high, later_high),
+            ];
+        }
+        let mut columns = rows;
+        for number in 0..4 {
+            let [a, b, c, d] = [0, 4, 8, 12].map(|four| fours[four + number]);
+            let even = [
+                _mm512_shuffle_f32x4::<0x88>(a, b),
+                _mm512_shuffle_f32x4::<0x88>(c, d),
+            ];
+            let odd = [
+                _mm512_shuffle_f32x4::<0xDD>(a, b),
+                _mm512_shuffle_f32x4::<0xDD>(c, d),
+            ];
+            columns[number] = _mm512_shuffle_f32x4::<0x88>(even[0], even[1]);
+            columns[4 + number] = _mm512_shuffle_f32x4::<0x88>(odd[0], odd[1]);
+            columns[8 + number] = _mm512_shuffle_f32x4::<0xDD>(even[0], even[1]);
+            columns[12 + number] = _mm512_shuffle_f32x4::<0xDD>(odd[0], odd[1]);
+        }
+        columns
+    }
 }
 
-#[target_feature(enable = "avx2")]
-fn every_fourth_of_8(block: impl Fn(usize) -> __m128) -> __m256 {
-    _mm256_insertf128_ps::<1>(_mm256_castps128_ps256(block(0)), block(1))
+pub(super) mod avx2 {
+    use std::arch::x86_64::{
+        __m256 as Vector, _mm256_add_ps, _mm256_loadu_ps, _mm256_permute2f128_ps,
+        _mm256_shuffle_ps, _mm256_storeu_ps, _mm256_unpackhi_ps, _mm256_unpacklo_ps, _mm256_xor_ps,
+    };
+
+    use crate::sjlt::iid::{LANES, Sums, plain};
+
+    define_add_side_by_side!(
+        "avx2",
+        8,
+        _mm256_loadu_ps,
+        _mm256_storeu_ps,
+        _mm256_add_ps,
+        _mm256_xor_ps
+    );
+
+    /// The columns of a square of rows.
+    #[target_feature(enable = "avx2")]
+    #[inline]
+    fn turn(rows: [Vector; 8]) -> [Vector; 8] {
+        // Of every four rows: in the two blocks of a vector, column 4 block + number.
+        let mut fours = rows;
+        for four in fours.as_chunks_mut::<4>().0 {
+            let [a, b, c, d] = *four;
+            let (low, high) = (_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b));
+            let (later_low, later_high) = (_mm256_unpacklo_ps(c, d), _mm256_unpackhi_ps(c, d));
+            *four = [
+                _mm256_shuffle_ps::<0x44>(low, later_low),
+                _mm256_shuffle_ps::<0xEE>(low, later_low),
+                _mm256_shuffle_ps::<0x44>(high, later_high),
+                _mm256_shuffle_ps::<0xEE>(high, later_high),
+            ];
+        }
+        let mut columns = rows;
+        for number in 0..4 {
+            let (first, second) = (fours[number], fours[4 + number]);
+            columns[number] = _mm256_permute2f128_ps::<0x20>(first, second);
+            columns[4 + number] = _mm256_permute2f128_ps::<0x31>(first, second);
+        }
+        columns
+    }
 }
-
-define_add_tiles!(
-    add_tiles_avx512,
-    "avx512f",
-    16,
-    every_fourth_of_16,
-    _mm512_add_ps,
-    _mm512_loadu_ps,
-    _mm512_storeu_ps,
-    _mm512_unpacklo_ps,
-    _mm512_unpackhi_ps,
-    _mm512_shuffle_ps
-);
-
-define_add_tiles!(
-    add_tiles_avx2,
-    "avx2",
-    8,
-    every_fourth_of_8,
-    _mm256_add_ps,
-    _mm256_loadu_ps,
-    _mm256_storeu_ps,
-    _mm256_unpacklo_ps,
-    _mm256_unpackhi_ps,
-    _mm256_shuffle_ps
-);

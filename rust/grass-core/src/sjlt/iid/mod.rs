@@ -158,9 +158,10 @@ pub(super) fn accumulate(
                     let mut sources = [&nothing[..len]; LANES];
                     let copies = lanes.clone().zip(&mut tiles).zip(&whole[group]);
                     for (source, ((row, copy), whole)) in sources.iter_mut().zip(copies) {
-                        *source = match whole.get(tile - start..tile - start + len) {
-                            Some(values) => values,
-                            None => rows.tile(row, tile, &mut copy[..len]),
+                        *source = if whole.is_empty() {
+                            rows.tile(row, tile, &mut copy[..len])
+                        } else {
+                            &whole[tile - start..]
                         };
                     }
                     add_side_by_side(path, sums, &sources, buckets, signs);
@@ -187,7 +188,8 @@ pub(super) fn accumulate(
     })
 }
 
-/// Adds a tile of rows side by side: to the sums of each coordinate's bucket, what every row has there.
+/// Adds a tile of rows side by side: to the sums of each coordinate's bucket, what every row has there. What rows have
+/// after the tile's last coordinate is brought near.
 fn add_side_by_side(
     path: Path,
     sums: &mut [Sums],

@@ -3,6 +3,11 @@
 //! A square of as many coordinates of as many rows as a vector has lanes is read a row at a time, each cache line once, and
 //! turned over in registers: rows that are a power of two apart, which share few places of a cache, do no harm.
 
+use crate::simd::prefetch;
+
+/// Coordinates between the square that is added and the one that is brought near, mostly of the same memory page.
+const AHEAD: usize = 256;
+
 /// Defines `add_side_by_side` for vectors of `$lanes` rows.
 macro_rules! define_add_side_by_side {
     ($features:literal, $lanes:literal, $load:ident, $store:ident, $add:ident, $xor:ident) => {
@@ -24,8 +29,11 @@ macro_rules! define_add_side_by_side {
                 for (part, rows) in rows.as_chunks::<$lanes>().0.iter().enumerate() {
                     let mut vectors = [signs; $lanes];
                     for (vector, row) in vectors.iter_mut().zip(rows) {
-                        let values = &row.as_chunks::<$lanes>().0[square];
-                        *vector = $xor(load(values), signs);
+                        let values = row.as_chunks::<$lanes>().0;
+                        if let Some([value, ..]) = values.get(square + AHEAD / $lanes) {
+                            prefetch(value);
+                        }
+                        *vector = $xor(load(&values[square]), signs);
                     }
                     let turned = turn(vectors);
                     for (&bucket, vector) in buckets.iter().zip(turned) {
@@ -60,6 +68,7 @@ pub(super) mod avx512 {
         _mm512_storeu_ps, _mm512_unpackhi_ps, _mm512_unpacklo_ps, _mm512_xor_ps,
     };
 
+    use super::{AHEAD, prefetch};
     use crate::sjlt::iid::{LANES, Sums, plain};
 
     define_add_side_by_side!(
@@ -114,6 +123,7 @@ pub(super) mod avx2 {
         _mm256_shuffle_ps, _mm256_storeu_ps, _mm256_unpackhi_ps, _mm256_unpacklo_ps, _mm256_xor_ps,
     };
 
+    use super::{AHEAD, prefetch};
     use crate::sjlt::iid::{LANES, Sums, plain};
 
     define_add_side_by_side!(

@@ -373,3 +373,18 @@ def test_rows_are_read_in_place(
 ) -> None:
     # The smallest input is 64 MB.
     assert int(run_script(ZERO_COPY, backend.name, dtype)) < 24 * 2**20
+
+
+FIRST_CALL = """
+import sys
+import numpy as np
+import grass_rs as grass
+sjlt, x = grass.SJLT(9, 4, seed=0), np.ones(9, np.float32)
+before = set(sys.modules)
+sjlt(x)
+print(set(sys.modules) - before)
+"""
+
+
+def test_first_call_imports_nothing(run_script: Callable[..., str]) -> None:
+    assert run_script(FIRST_CALL) == "set()\n"

@@ -57,6 +57,21 @@ def test_number_of_threads_does_not_matter(
     assert len(results) == 1
 
 
+@pytest.mark.parametrize("kind", ["cyclic", "iid"])
+def test_number_of_threads_does_not_matter_for_one_long_row(
+    num_threads: Callable[[int], None], kind: str
+) -> None:
+    # Of several segments, which the threads share.
+    spec = reference.sjlt(1_100_003, 998, 2, nnz=2, kind=kind)
+    (row,) = specs.inputs(spec, 1)
+    compressor = specs.build(spec)
+    results = set()
+    for threads in (1, 2, 3, 5):
+        num_threads(threads)
+        results.add(bits(compressor(row)))
+    assert len(results) == 1
+
+
 @every_large_compressor
 def test_rows_one_by_one_equal_the_batch(spec: dict[str, Any]) -> None:
     compressor = specs.build(spec)
@@ -201,13 +216,13 @@ class CompressedRows(Dataset[torch.Tensor]):
 
     def __init__(self) -> None:
         self.compressor = grass.SJLT(70_001, 999, seed=2)
-        self.rows = specs.inputs(self.compressor.spec, 6)[0]
+        self.rows = specs.inputs(self.compressor.spec, 8)[0]
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, index: int) -> torch.Tensor:
-        batch = torch.from_numpy(np.repeat(self.rows[index : index + 1], 4, axis=0))
+        batch = torch.from_numpy(np.repeat(self.rows[index : index + 1], 8, axis=0))
         return self.compressor(batch)[0]
 
 

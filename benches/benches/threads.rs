@@ -23,7 +23,7 @@ fn sweep(criterion: &mut Criterion) {
             move || {
                 let tasks = halves.iter().zip(out.chunks_mut(sjlt.output_dim()));
                 workers
-                    .for_each(tasks.collect(), |(half, out)| {
+                    .for_each(tasks, |(half, out)| {
                         sjlt.compress(black_box(half), out, &serial)
                     })
                     .expect("rows that the compressor takes");

@@ -18,8 +18,15 @@ _FLOAT_CHARS = "dfe"
 
 
 def _torch_tensor(array: Any) -> bool:
+    if type(array) is np.ndarray:  # the common case, which the question below makes slow
+        return False
     torch = sys.modules.get("torch")
     return torch is not None and isinstance(array, torch.Tensor)
+
+
+def _masked(array: Any) -> bool:
+    # NumPy imports this module when it is asked for, in milliseconds; masked arrays exist only after.
+    return isinstance(array, getattr(sys.modules.get("numpy.ma"), "MaskedArray", ()))
 
 
 def _unsupported(what: str, array: Any) -> UnsupportedArrayError:
@@ -44,14 +51,15 @@ def _tensor_view(what: str, tensor: Any) -> np.ndarray[Any, Any]:
 
 
 def _view(what: str, array: Any) -> np.ndarray[Any, Any]:
-    if _torch_tensor(array):
-        return _tensor_view(what, array)
-    if isinstance(array, np.ma.MaskedArray):
-        raise _unsupported(what, "a masked array: pass .filled(0), or only the unmasked rows")
-    if not isinstance(array, np.ndarray):
-        kind = f"{type(array).__module__}.{type(array).__qualname__}"
-        hint = ": copy it to the CPU first" if "cupy" in kind else ": pass numpy.asarray of it"
-        raise _unsupported(what, kind + hint)
+    if type(array) is not np.ndarray:
+        if _torch_tensor(array):
+            return _tensor_view(what, array)
+        if _masked(array):
+            raise _unsupported(what, "a masked array: pass .filled(0), or only the unmasked rows")
+        if not isinstance(array, np.ndarray):
+            kind = f"{type(array).__module__}.{type(array).__qualname__}"
+            hint = ": copy it to the CPU first" if "cupy" in kind else ": pass numpy.asarray of it"
+            raise _unsupported(what, kind + hint)
     if array.dtype.char in _FLOAT_CHARS:
         return array
     if array.dtype.name == "bfloat16":
@@ -63,8 +71,12 @@ def _readable(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """Copy what the core cannot read in place: foreign byte order, unaligned or odd strides."""
     if not array.dtype.isnative:
         array = array.astype(array.dtype.newbyteorder("="))
-    if not array.flags.aligned or any(stride % array.itemsize for stride in array.strides):
-        array = array.copy()
+    if not array.flags.aligned:
+        return array.copy()
+    itemsize = array.itemsize
+    for stride in array.strides:  # a generator would take three times as long
+        if stride % itemsize:
+            return array.copy()
     return array
 
 

@@ -158,16 +158,16 @@ class RowCompressor(Compressor):
 
         """
         name = type(self).__name__
-        rows = cpu.as_input(name, x)
-        if rows.ndim not in {1, 2} or rows.shape[-1] != self.input_dim:
-            p = self.input_dim
-            msg = f"{name} expects (n, {p}) or ({p},), got {rows.shape}: the last axis must equal input_dim={p}"
+        native = self._native
+        rows, p = cpu.as_input(name, x), native.input_dim
+        shape = rows.shape
+        if not 1 <= len(shape) <= 2 or shape[-1] != p:
+            msg = f"{name} expects (n, {p}) or ({p},), got {shape}: the last axis must equal input_dim={p}"
             raise ShapeError(msg)
-        shape = (*rows.shape[:-1], self.output_dim)
-        result, target = _output(name, shape, out, x, rows)
-        if rows.ndim == 1:
+        result, target = _output(name, (*shape[:-1], native.output_dim), out, x, rows)
+        if len(shape) == 1:
             rows, target = rows[None], target[None]
-        self._native.compress(rows, target)
+        native.compress(rows, target)
         return result
 
 
@@ -215,19 +215,18 @@ class FactorCompressor(Compressor):
             )
         left, right = cpu.as_input(name, inputs), cpu.as_input(name, grad_outputs)
         d_in, d_out = self._features
-        fits = (
-            left.ndim == right.ndim and left.ndim in {2, 3} and left.shape[:-1] == right.shape[:-1]
-        )
-        if not fits or left.shape[-1] != d_in - bias or right.shape[-1] != d_out:
+        shape_in, shape_out = left.shape, right.shape
+        fits = 2 <= len(shape_in) <= 3 and shape_in[:-1] == shape_out[:-1]
+        if not fits or shape_in[-1] != d_in - bias or shape_out[-1] != d_out:
             msg = (
                 f"{name} expects inputs (n, t, {d_in}), or (n, t, {d_in - 1}) with bias=True, and grad_outputs "
-                f"(n, t, {d_out}), or both without t, got {left.shape} and {right.shape} with bias={bias}: "
+                f"(n, t, {d_out}), or both without t, got {shape_in} and {shape_out} with bias={bias}: "
                 f"a layer with a bias has a last input of ones"
             )
             raise ShapeError(msg)
-        shape = (left.shape[0], self.output_dim)
+        shape = (shape_in[0], self._native.output_dim)
         result, target = _output(name, shape, out, inputs, left, right)
-        if left.ndim == 2:
+        if len(shape_in) == 2:
             left, right = left[:, None, :], right[:, None, :]
         self._native.compress_factors(left, right, bias, target)
         return result

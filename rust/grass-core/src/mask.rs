@@ -14,6 +14,9 @@ use crate::spec::{Spec, check_count};
 /// Output coordinates gathered between two looks at the cancel flag.
 const TILE: usize = 1 << 14;
 
+/// Operations that take as long as gathering one value.
+const GATHER: usize = 16;
+
 /// A selection of coordinates.
 #[derive(Debug, Clone)]
 pub struct Mask {
@@ -162,7 +165,7 @@ impl Mask {
         let indices = self.indices(workers)?;
         let scale = self.scale() as f32;
         let kept = self.output_dim;
-        let workers = workers.for_operations(out.len());
+        let workers = workers.for_operations(out.len().saturating_mul(GATHER));
         // By the tile, not by the row: rows may be few and long, or many and short.
         workers.for_each_chunk(out, TILE, |tile, mut out| {
             let mut start = tile * TILE;

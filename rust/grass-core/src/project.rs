@@ -113,7 +113,9 @@ pub(crate) fn project(
         });
     }
     for (index, out) in out.chunks_mut(block * k).enumerate() {
-        let wave = workers.threads().min(segments);
+        // As many at once as their sums have room for: threads wait for each other after each wave.
+        let wave = (MOST_SUMS / out.len()).max(workers.threads());
+        let wave = wave.min(segments);
         with_f32(wave * out.len(), |sums| {
             for first in (0..segments).step_by(wave) {
                 let sums = &mut sums[..wave.min(segments - first) * out.len()];

@@ -26,8 +26,7 @@ thread_local! {
 
 /// Runs `run` on a buffer of `len` values that nobody else has meanwhile; what they are is left from earlier uses.
 ///
-/// The buffer begins at a cache line. Nested calls get buffers of their own. A thread that waits for tasks of its pool
-/// may run some of them meanwhile, so no task may wait for others inside `run`: each would take one buffer more.
+/// The buffer begins at a cache line. Nested calls get buffers of their own.
 pub(crate) fn with_f32<R>(len: usize, run: impl FnOnce(&mut [f32]) -> R) -> R {
     let mut taken = Taken::new(len + LINE - 1);
     let bytes = LINE * size_of::<f32>();

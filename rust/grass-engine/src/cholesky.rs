@@ -127,7 +127,7 @@ impl SymmetricTiles {
                 .map(|&i| std::mem::take(&mut self.tiles[place(i, k)]))
                 .collect();
             let corner = self.tiles[place(k, k)].view();
-            workers.for_each(column.iter_mut().collect(), |tile: &mut Array2<f64>| {
+            workers.for_each(&mut column, |tile| {
                 divide_by_transpose(corner, tile.view_mut());
                 Ok::<(), Error>(())
             })?;
@@ -137,7 +137,7 @@ impl SymmetricTiles {
                 .iter_mut()
                 .zip(places)
                 .filter(|(_, (_, j))| *j > k);
-            workers.for_each(rest.collect(), |(tile, (i, j))| {
+            workers.for_each(rest, |(tile, (i, j))| {
                 let (left, right) = (&column[i - k - 1], &column[j - k - 1]);
                 add_product(tile.view_mut(), -1.0, left.view(), right.t());
                 Ok::<(), Error>(())

@@ -48,8 +48,7 @@ impl<'a> RowWindow<'a> {
             .map_or(rows.start, |chunk| chunk.rows().end);
         let missing = self.store.chunks(covered..rows.end);
         let mut mapped: Vec<Option<Chunk>> = missing.iter().map(|_| None).collect();
-        let tasks = missing.iter().zip(&mut mapped).collect();
-        workers.for_each(tasks, |(span, slot)| {
+        workers.for_each(missing.iter().zip(&mut mapped), |(span, slot)| {
             *slot = Some(self.store.checked_chunk(span, workers)?);
             Ok::<(), Error>(())
         })?;

@@ -154,8 +154,9 @@ pub(crate) fn for_query_groups(
     work: impl Fn(usize, ndarray::ArrayViewMut2<'_, f64>) -> Result<()> + Sync,
 ) -> Result<()> {
     let groups = queries.axis_chunks_iter_mut(Axis(0), QUERIES_A_TASK);
-    let tasks = groups.enumerate().collect();
-    workers.for_each(tasks, |(index, group)| work(index * QUERIES_A_TASK, group))
+    workers.for_each(groups.enumerate(), |(index, group)| {
+        work(index * QUERIES_A_TASK, group)
+    })
 }
 
 #[cfg(test)]

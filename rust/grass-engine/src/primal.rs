@@ -69,7 +69,7 @@ fn gather(task: &Task<'_>, blocks: &[Block]) -> Result<Vec<SymmetricTiles>> {
         let tasks = grams.iter_mut().zip(filled_rows);
         let tasks = tasks.flat_map(|(gram, rows)| gram.gram_tasks(rows.reversed_axes()));
         task.workers
-            .for_each(tasks.collect(), |tile| tile.run(task.workers))?;
+            .for_each(tasks, |tile| tile.run(task.workers))?;
     }
     Ok(grams)
 }

@@ -209,7 +209,7 @@ impl Scorer<'_> {
             let mut slots = values.chunks_exact_mut(ids.len()).collect();
             self.score_rows(&mut window, step, &mut slots)?;
             let ranked = best.iter_mut().zip(values.chunks_exact(ids.len()));
-            self.workers.for_each(ranked.collect(), |(best, values)| {
+            self.workers.for_each(ranked, |(best, values)| {
                 for (&value, &id) in values.iter().zip(ids) {
                     best.push(value, id);
                 }

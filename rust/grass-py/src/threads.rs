@@ -4,6 +4,7 @@ use std::ffi::CString;
 
 use grass_core::parallel::{self, MOST_THREADS};
 use grass_core::simd::Path;
+use numpy::{PyArray1, PyArrayMethods};
 use pyo3::exceptions::PyRuntimeWarning;
 use pyo3::prelude::*;
 use pyo3::types::{PyBool, PyDict};
@@ -68,6 +69,10 @@ pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
             }
         }
     }
+    // What the first call would take half a millisecond for: asking the system, and NumPy's functions.
+    parallel::num_threads();
+    Path::current();
+    drop(PyArray1::<f32>::zeros(module.py(), 0, false).try_readwrite()?);
     module.add_function(wrap_pyfunction!(set_num_threads, module)?)?;
     module.add_function(wrap_pyfunction!(num_threads, module)?)?;
     module.add_function(wrap_pyfunction!(build_info, module)?)

@@ -8,9 +8,7 @@ mod plain;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
-#[cfg(target_arch = "x86_64")]
-use crate::simd::Instructions;
-use crate::simd::Path;
+use crate::simd::{Path, for_path};
 
 /// Columns a panel of the left factor: rows of the product that are summed together.
 pub(crate) const LEFT: usize = 8;
@@ -18,7 +16,7 @@ pub(crate) const LEFT: usize = 8;
 /// Columns a panel of the right factor: columns of the product that are summed together.
 pub(crate) const RIGHT: usize = 32;
 
-/// Where the product of a left and a right panel begins in memory, and where its next row does.
+/// The product of a left and a right panel.
 type Block = [[f32; RIGHT]; LEFT];
 
 /// Length of the panels that hold `columns` columns of `tokens` tokens.
@@ -48,19 +46,7 @@ pub(crate) fn pack_token<const WIDTH: usize>(
 /// Packs rows as the columns of one left panel: `panel[t] = (rows[0][t], .., rows[LEFT - 1][t])`.
 pub(crate) fn pack_rows(path: Path, rows: [&[f32]; LEFT], panel: &mut [f32]) {
     let panel = panel.as_chunks_mut::<LEFT>().0;
-    #[cfg(target_arch = "x86_64")]
-    if path.instructions != Instructions::Portable {
-        #[expect(
-            unsafe_code,
-            reason = "calls functions compiled for instructions that not every machine has"
-        )]
-        // SAFETY: a `Path` comes from `Path::available` alone, which asked the processor for AVX2 on both other paths.
-        unsafe {
-            return x86::pack_rows(rows, panel);
-        }
-    }
-    let _ = path;
-    plain::pack_rows(rows, panel);
+    for_path!(path, pack_rows(rows, panel))
 }
 
 /// `out[i stride + j] += sum_t left[t][i] right[t][j]` for `i < rows`, `j < columns`, from the panels of both factors.
@@ -105,23 +91,7 @@ fn add_block(
     out: &mut [f32],
     stride: usize,
 ) {
-    #[cfg(target_arch = "x86_64")]
-    {
-        #[expect(
-            unsafe_code,
-            reason = "calls functions compiled for instructions that not every machine has"
-        )]
-        // SAFETY: a `Path` comes from `Path::available` alone, which asked the processor for these instructions.
-        unsafe {
-            match path.instructions {
-                Instructions::Avx512 => return x86::add_block_avx512(left, right, out, stride),
-                Instructions::Avx2 => return x86::add_block_avx2(left, right, out, stride),
-                Instructions::Portable => {}
-            }
-        }
-    }
-    let _ = path;
-    plain::add_block(left, right, out, stride);
+    for_path!(path, add_block(left, right, out, stride))
 }
 
 #[cfg(test)]

@@ -1,23 +1,14 @@
 //! The product of two panels, and the packing of rows, in the vector registers of AVX-512 and AVX2.
 
-use std::arch::x86_64::{
-    __m256, __m512, _mm256_add_ps, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_permute2f128_ps,
-    _mm256_set1_ps, _mm256_setzero_ps, _mm256_shuffle_ps, _mm256_storeu_ps, _mm256_unpackhi_ps,
-    _mm256_unpacklo_ps, _mm512_add_ps, _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_set1_ps,
-    _mm512_setzero_ps, _mm512_storeu_ps,
-};
-
-use super::{LEFT, RIGHT};
-
-/// Defines `$add_block` for vectors of `$lanes` values, with sums of `$height` rows and two vectors in registers.
+/// Defines `add_block` for vectors of `$lanes` values, with sums of `$height` rows and two vectors in registers.
 macro_rules! define_add_block {
     (
-        $add_block:ident, $features:literal, $vector:ty, $lanes:literal, $height:literal,
+        $features:literal, $vector:ty, $lanes:literal, $height:literal,
         $zero:ident, $broadcast:ident, $load:ident, $store:ident, $add:ident, $multiply_add:ident
     ) => {
         /// Adds the product of a left and a right panel to a block of `out`.
         #[target_feature(enable = $features)]
-        pub(super) fn $add_block(
+        pub(in crate::panels) fn add_block(
             left: &[[f32; LEFT]],
             right: &[[f32; RIGHT]],
             out: &mut [f32],
@@ -67,94 +58,76 @@ macro_rules! define_add_block {
     };
 }
 
-define_add_block!(
-    add_block_avx512,
-    "avx512f",
-    __m512,
-    16,
-    8,
-    _mm512_setzero_ps,
-    _mm512_set1_ps,
-    _mm512_loadu_ps,
-    _mm512_storeu_ps,
-    _mm512_add_ps,
-    _mm512_fmadd_ps
-);
+pub(super) mod avx512 {
+    use std::arch::x86_64::{
+        __m512, _mm512_add_ps, _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_set1_ps, _mm512_setzero_ps,
+        _mm512_storeu_ps,
+    };
 
-define_add_block!(
-    add_block_avx2,
-    "avx2,fma",
-    __m256,
-    8,
-    4,
-    _mm256_setzero_ps,
-    _mm256_set1_ps,
-    _mm256_loadu_ps,
-    _mm256_storeu_ps,
-    _mm256_add_ps,
-    _mm256_fmadd_ps
-);
+    use crate::panels::{LEFT, RIGHT};
 
-/// Packs rows as the columns of a panel.
-#[target_feature(enable = "avx2")]
-pub(super) fn pack_rows(rows: [&[f32]; LEFT], panel: &mut [[f32; LEFT]]) {
-    let (panel, panel_rest) = panel.as_chunks_mut::<LEFT>();
-    for (number, panel) in panel.iter_mut().enumerate() {
-        let start = number * LEFT;
-        let rows = rows.map(|row| {
-            let values: &[f32; LEFT] = row[start..].first_chunk().unwrap_or(&[0.0; LEFT]);
-            #[expect(unsafe_code, reason = "the instruction takes a pointer")]
-            // SAFETY: the reference is to as many values as the instruction reads, at any alignment.
-            unsafe {
-                _mm256_loadu_ps(values.as_ptr())
-            }
-        });
-        for (token, vector) in panel.iter_mut().zip(transpose(rows)) {
-            #[expect(unsafe_code, reason = "the instruction takes a pointer")]
-            // SAFETY: the reference is to as many values as the instruction writes, at any alignment.
-            unsafe {
-                _mm256_storeu_ps(token.as_mut_ptr(), vector);
+    // A panel's token has eight rows.
+    pub(in crate::panels) use super::avx2::pack_rows;
+
+    define_add_block!(
+        "avx512f",
+        __m512,
+        16,
+        8,
+        _mm512_setzero_ps,
+        _mm512_set1_ps,
+        _mm512_loadu_ps,
+        _mm512_storeu_ps,
+        _mm512_add_ps,
+        _mm512_fmadd_ps
+    );
+}
+
+pub(super) mod avx2 {
+    use std::arch::x86_64::{
+        __m256, _mm256_add_ps, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_set1_ps, _mm256_setzero_ps,
+        _mm256_storeu_ps,
+    };
+
+    use crate::panels::{LEFT, RIGHT, plain};
+    use crate::simd::x86::transpose_8;
+
+    define_add_block!(
+        "avx2,fma",
+        __m256,
+        8,
+        4,
+        _mm256_setzero_ps,
+        _mm256_set1_ps,
+        _mm256_loadu_ps,
+        _mm256_storeu_ps,
+        _mm256_add_ps,
+        _mm256_fmadd_ps
+    );
+
+    /// Packs rows as the columns of a panel.
+    #[target_feature(enable = "avx2")]
+    pub(in crate::panels) fn pack_rows(rows: [&[f32]; LEFT], panel: &mut [[f32; LEFT]]) {
+        let (panel, panel_rest) = panel.as_chunks_mut::<LEFT>();
+        for (number, panel) in panel.iter_mut().enumerate() {
+            let start = number * LEFT;
+            let rows = rows.map(|row| {
+                let values: &[f32; LEFT] = row[start..].first_chunk().unwrap_or(&[0.0; LEFT]);
+                #[expect(unsafe_code, reason = "the instruction takes a pointer")]
+                // SAFETY: the reference is to as many values as the instruction reads, at any alignment.
+                unsafe {
+                    _mm256_loadu_ps(values.as_ptr())
+                }
+            });
+            for (token, vector) in panel.iter_mut().zip(transpose_8(rows)) {
+                #[expect(unsafe_code, reason = "the instruction takes a pointer")]
+                // SAFETY: the reference is to as many values as the instruction writes, at any alignment.
+                unsafe {
+                    _mm256_storeu_ps(token.as_mut_ptr(), vector);
+                }
             }
         }
+        let start = panel.len() * LEFT;
+        plain::pack_rows(rows.map(|row| &row[start..]), panel_rest);
     }
-    let start = panel.len() * LEFT;
-    super::plain::pack_rows(rows.map(|row| &row[start..]), panel_rest);
-}
-
-/// The columns of a matrix of eight rows.
-#[target_feature(enable = "avx2")]
-fn transpose(rows: [__m256; LEFT]) -> [__m256; LEFT] {
-    let [a, b, c, d] = transpose_halves([rows[0], rows[1], rows[2], rows[3]]);
-    let [e, f, g, h] = transpose_halves([rows[4], rows[5], rows[6], rows[7]]);
-    let low = |a, b| _mm256_permute2f128_ps::<0x20>(a, b);
-    let high = |a, b| _mm256_permute2f128_ps::<0x31>(a, b);
-    [
-        low(a, e),
-        low(b, f),
-        low(c, g),
-        low(d, h),
-        high(a, e),
-        high(b, f),
-        high(c, g),
-        high(d, h),
-    ]
-}
-
-/// The columns of both halves of four rows: vector j holds columns j and 4 + j.
-#[target_feature(enable = "avx2")]
-fn transpose_halves(rows: [__m256; 4]) -> [__m256; 4] {
-    let (a, b) = (
-        _mm256_unpacklo_ps(rows[0], rows[1]),
-        _mm256_unpackhi_ps(rows[0], rows[1]),
-    );
-    let (c, d) = (
-        _mm256_unpacklo_ps(rows[2], rows[3]),
-        _mm256_unpackhi_ps(rows[2], rows[3]),
-    );
-    [
-        _mm256_shuffle_ps::<0x44>(a, c),
-        _mm256_shuffle_ps::<0xEE>(a, c),
-        _mm256_shuffle_ps::<0x44>(b, d),
-        _mm256_shuffle_ps::<0xEE>(b, d),
-    ]
 }

@@ -11,9 +11,7 @@ use blake2::Blake2bMac;
 use blake2::digest::consts::U8;
 use blake2::digest::{FixedOutput, KeyInit, Update};
 
-#[cfg(target_arch = "x86_64")]
-use crate::simd::Instructions;
-use crate::simd::Path;
+use crate::simd::{Path, for_path};
 
 /// What a stream of random words is used for. The numbers are part of every stored structure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -146,27 +144,7 @@ pub fn philox4x32_10(key: [u32; 2], mut counter: [u32; 4]) -> [u32; 4] {
 
 /// Fills `words` with the double words of a stream's blocks from number `first` on; the last one may be cut.
 fn fill_blocks(path: Path, key: [u32; 2], stream: Stream, first: u64, words: &mut [u64]) {
-    #[cfg(target_arch = "x86_64")]
-    {
-        #[expect(
-            unsafe_code,
-            reason = "calls functions compiled for instructions that not every machine has"
-        )]
-        // SAFETY: a `Path` comes from `Path::available` alone, which asked the processor for these instructions.
-        unsafe {
-            match path.instructions {
-                Instructions::Avx512 => {
-                    return x86::avx512::fill_blocks(key, stream as u32, first, words);
-                }
-                Instructions::Avx2 => {
-                    return x86::avx2::fill_blocks(key, stream as u32, first, words);
-                }
-                Instructions::Portable => {}
-            }
-        }
-    }
-    let _ = path;
-    plain::fill_blocks(key, stream as u32, first, words);
+    for_path!(path, fill_blocks(key, stream as u32, first, words))
 }
 
 /// The keys of the rounds.

@@ -4,9 +4,7 @@ mod plain;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
-#[cfg(target_arch = "x86_64")]
-use crate::simd::Instructions;
-use crate::simd::{Path, for_each_path};
+use crate::simd::{Path, for_each_path, for_path};
 
 /// Adds `signs * values` to `out` from `at` on, with sign bits from number `bit` of `words` on: bit set = minus. `words`
 /// has one more than the last bit needs. Meanwhile `ahead`, about as long as `values` or empty, is brought near.
@@ -19,27 +17,7 @@ pub(crate) fn add_signed(
     words: &[u64],
     bit: usize,
 ) {
-    #[cfg(target_arch = "x86_64")]
-    {
-        #[expect(
-            unsafe_code,
-            reason = "calls functions compiled for instructions that not every machine has"
-        )]
-        // SAFETY: a `Path` comes from `Path::available` alone, which asked the processor for these instructions.
-        unsafe {
-            match path.instructions {
-                Instructions::Avx512 => {
-                    return x86::avx512::add_signed(out, at, values, ahead, words, bit);
-                }
-                Instructions::Avx2 => {
-                    return x86::avx2::add_signed(out, at, values, ahead, words, bit);
-                }
-                Instructions::Portable => {}
-            }
-        }
-    }
-    let _ = path;
-    plain::add_signed(out, at, values, ahead, words, bit);
+    for_path!(path, add_signed(out, at, values, ahead, words, bit))
 }
 
 for_each_path! {

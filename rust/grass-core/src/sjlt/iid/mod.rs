@@ -13,9 +13,7 @@ use crate::error::Result;
 use crate::parallel::Workers;
 use crate::philox::{Stream, scale_word};
 use crate::signs::{fill_masks, with_sign};
-#[cfg(target_arch = "x86_64")]
-use crate::simd::Instructions;
-use crate::simd::{Path, for_each_path};
+use crate::simd::{Path, for_each_path, for_path};
 use crate::workspace::with_f32;
 
 /// Coordinates at a time.
@@ -197,27 +195,7 @@ fn add_side_by_side(
     buckets: &[usize],
     signs: &[f32],
 ) {
-    #[cfg(target_arch = "x86_64")]
-    {
-        #[expect(
-            unsafe_code,
-            reason = "calls functions compiled for instructions that not every machine has"
-        )]
-        // SAFETY: a `Path` comes from `Path::available` alone, which asked the processor for these instructions.
-        unsafe {
-            match path.instructions {
-                Instructions::Avx512 => {
-                    return x86::avx512::add_side_by_side(sums, rows, buckets, signs);
-                }
-                Instructions::Avx2 => {
-                    return x86::avx2::add_side_by_side(sums, rows, buckets, signs);
-                }
-                Instructions::Portable => {}
-            }
-        }
-    }
-    let _ = path;
-    plain::add_side_by_side(sums, rows, 0, buckets, signs);
+    for_path!(path, add_side_by_side(sums, rows, buckets, signs))
 }
 
 /// Adds up to [`TOGETHER`] rows, each to its own row of `out`.

@@ -3,11 +3,21 @@
 use super::{LANES, Sums};
 use crate::signs::with_sign;
 
-/// Adds the coordinates from number `from` on.
+/// Adds a tile of rows side by side.
 pub(super) fn add_side_by_side(
     sums: &mut [Sums],
     rows: &[&[f32]; LANES],
+    buckets: &[usize],
+    signs: &[f32],
+) {
+    add_from(0, sums, rows, buckets, signs);
+}
+
+/// Adds the coordinates from number `from` on.
+pub(super) fn add_from(
     from: usize,
+    sums: &mut [Sums],
+    rows: &[&[f32]; LANES],
     buckets: &[usize],
     signs: &[f32],
 ) {

@@ -10,7 +10,7 @@ const AHEAD: usize = 256;
 
 /// Defines `add_side_by_side` for vectors of `$lanes` rows.
 macro_rules! define_add_side_by_side {
-    ($features:literal, $lanes:literal, $load:ident, $store:ident, $add:ident, $xor:ident) => {
+    ($features:literal, $lanes:literal, $load:ident, $store:ident, $add:ident, $xor:ident, $transpose:ident) => {
         /// Adds a tile of rows side by side.
         #[target_feature(enable = $features)]
         pub(in crate::sjlt::iid) fn add_side_by_side(
@@ -35,7 +35,7 @@ macro_rules! define_add_side_by_side {
                         }
                         *vector = $xor(load(&values[square]), signs);
                     }
-                    let turned = turn(vectors);
+                    let turned = $transpose(vectors);
                     for (&bucket, vector) in buckets.iter().zip(turned) {
                         let sums = &mut sums[bucket].as_chunks_mut::<$lanes>().0[part];
                         let total = $add(load(sums), vector);
@@ -47,7 +47,7 @@ macro_rules! define_add_side_by_side {
                     }
                 }
             }
-            plain::add_side_by_side(sums, rows, squares.len() * $lanes, buckets, signs);
+            plain::add_from(squares.len() * $lanes, sums, rows, buckets, signs);
         }
 
         #[target_feature(enable = $features)]
@@ -64,11 +64,11 @@ macro_rules! define_add_side_by_side {
 
 pub(super) mod avx512 {
     use std::arch::x86_64::{
-        __m512 as Vector, _mm512_add_ps, _mm512_loadu_ps, _mm512_shuffle_f32x4, _mm512_shuffle_ps,
-        _mm512_storeu_ps, _mm512_unpackhi_ps, _mm512_unpacklo_ps, _mm512_xor_ps,
+        __m512 as Vector, _mm512_add_ps, _mm512_loadu_ps, _mm512_storeu_ps, _mm512_xor_ps,
     };
 
     use super::{AHEAD, prefetch};
+    use crate::simd::x86::transpose_16;
     use crate::sjlt::iid::{LANES, Sums, plain};
 
     define_add_side_by_side!(
@@ -77,53 +77,18 @@ pub(super) mod avx512 {
         _mm512_loadu_ps,
         _mm512_storeu_ps,
         _mm512_add_ps,
-        _mm512_xor_ps
+        _mm512_xor_ps,
+        transpose_16
     );
-
-    /// The columns of a square of rows.
-    #[target_feature(enable = "avx512f")]
-    #[inline]
-    fn turn(rows: [Vector; 16]) -> [Vector; 16] {
-        // Of every four rows: in the four blocks of a vector, column 4 block + number.
-        let mut fours = rows;
-        for four in fours.as_chunks_mut::<4>().0 {
-            let [a, b, c, d] = *four;
-            let (low, high) = (_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
-            let (later_low, later_high) = (_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
-            *four = [
-                _mm512_shuffle_ps::<0x44>(low, later_low),
-                _mm512_shuffle_ps::<0xEE>(low, later_low),
-                _mm512_shuffle_ps::<0x44>(high, later_high),
-                _mm512_shuffle_ps::<0xEE>(high, later_high),
-            ];
-        }
-        let mut columns = rows;
-        for number in 0..4 {
-            let [a, b, c, d] = [0, 4, 8, 12].map(|four| fours[four + number]);
-            let even = [
-                _mm512_shuffle_f32x4::<0x88>(a, b),
-                _mm512_shuffle_f32x4::<0x88>(c, d),
-            ];
-            let odd = [
-                _mm512_shuffle_f32x4::<0xDD>(a, b),
-                _mm512_shuffle_f32x4::<0xDD>(c, d),
-            ];
-            columns[number] = _mm512_shuffle_f32x4::<0x88>(even[0], even[1]);
-            columns[4 + number] = _mm512_shuffle_f32x4::<0x88>(odd[0], odd[1]);
-            columns[8 + number] = _mm512_shuffle_f32x4::<0xDD>(even[0], even[1]);
-            columns[12 + number] = _mm512_shuffle_f32x4::<0xDD>(odd[0], odd[1]);
-        }
-        columns
-    }
 }
 
 pub(super) mod avx2 {
     use std::arch::x86_64::{
-        __m256 as Vector, _mm256_add_ps, _mm256_loadu_ps, _mm256_permute2f128_ps,
-        _mm256_shuffle_ps, _mm256_storeu_ps, _mm256_unpackhi_ps, _mm256_unpacklo_ps, _mm256_xor_ps,
+        __m256 as Vector, _mm256_add_ps, _mm256_loadu_ps, _mm256_storeu_ps, _mm256_xor_ps,
     };
 
     use super::{AHEAD, prefetch};
+    use crate::simd::x86::transpose_8;
     use crate::sjlt::iid::{LANES, Sums, plain};
 
     define_add_side_by_side!(
@@ -132,32 +97,7 @@ pub(super) mod avx2 {
         _mm256_loadu_ps,
         _mm256_storeu_ps,
         _mm256_add_ps,
-        _mm256_xor_ps
+        _mm256_xor_ps,
+        transpose_8
     );
-
-    /// The columns of a square of rows.
-    #[target_feature(enable = "avx2")]
-    #[inline]
-    fn turn(rows: [Vector; 8]) -> [Vector; 8] {
-        // Of every four rows: in the two blocks of a vector, column 4 block + number.
-        let mut fours = rows;
-        for four in fours.as_chunks_mut::<4>().0 {
-            let [a, b, c, d] = *four;
-            let (low, high) = (_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b));
-            let (later_low, later_high) = (_mm256_unpacklo_ps(c, d), _mm256_unpackhi_ps(c, d));
-            *four = [
-                _mm256_shuffle_ps::<0x44>(low, later_low),
-                _mm256_shuffle_ps::<0xEE>(low, later_low),
-                _mm256_shuffle_ps::<0x44>(high, later_high),
-                _mm256_shuffle_ps::<0xEE>(high, later_high),
-            ];
-        }
-        let mut columns = rows;
-        for number in 0..4 {
-            let (first, second) = (fours[number], fours[4 + number]);
-            columns[number] = _mm256_permute2f128_ps::<0x20>(first, second);
-            columns[4 + number] = _mm256_permute2f128_ps::<0x31>(first, second);
-        }
-        columns
-    }
 }

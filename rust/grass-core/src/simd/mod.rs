@@ -5,6 +5,9 @@
 //! `for_each_path!` compiles for each path. Sums of whole gradients are added in the same order on every path, so
 //! masks, SJLT and GraSS have the same bits; matrix products round once or twice a term, as the path has it.
 
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod x86;
+
 use std::sync::OnceLock;
 
 /// The environment variable that forces a path, for tests and bug reports.
@@ -105,6 +108,28 @@ pub(crate) fn prefetch<T>(value: &T) {
     #[cfg(not(target_arch = "x86_64"))]
     let _ = value;
 }
+
+/// Calls a function of `x86::avx512`, `x86::avx2` or `plain` beside the caller, which the path is made for.
+macro_rules! for_path {
+    ($path:expr, $function:ident($($argument:expr),* $(,)?)) => {{
+        #[cfg(target_arch = "x86_64")]
+        {
+            #[expect(unsafe_code, reason = "calls functions compiled for instructions that not every machine has")]
+            // SAFETY: a `Path` comes from `Path::available` alone, which asked the processor for these instructions.
+            unsafe {
+                match $path.instructions {
+                    $crate::simd::Instructions::Avx512 => return x86::avx512::$function($($argument),*),
+                    $crate::simd::Instructions::Avx2 => return x86::avx2::$function($($argument),*),
+                    $crate::simd::Instructions::Portable => {}
+                }
+            }
+        }
+        let _ = $path;
+        plain::$function($($argument),*)
+    }};
+}
+
+pub(crate) use for_path;
 
 /// Defines a function that runs one `#[inline(always)]` body compiled for the path in its first argument.
 macro_rules! for_each_path {

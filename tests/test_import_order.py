@@ -37,7 +37,7 @@ CRATE_ORDER = [{"grass-core"}, {"grass-store"}, {"grass-engine"}, {"grass-py"}]
 
 CORE_ORDER = [
     {"error"},
-    {"simd", "workspace"},
+    {"processors", "simd", "workspace"},
     {"dtype", "panels", "philox", "parallel"},
     {"project", "signs", "spec"},
     {"mask", "sjlt", "gaussian"},

@@ -17,6 +17,7 @@ pub mod mask;
 mod panels;
 pub mod parallel;
 pub mod philox;
+mod processors;
 mod project;
 mod signs;
 pub mod simd;

@@ -15,6 +15,7 @@ use arc_swap::ArcSwapOption;
 use rayon::ThreadPool;
 
 use crate::error::{Error, Result};
+use crate::processors::Processors;
 
 /// Threads asked for by [`set_num_threads`]; 0 means as many as the machine offers.
 static REQUESTED: AtomicUsize = AtomicUsize::new(0);
@@ -196,6 +197,8 @@ impl Workers {
         };
         let mut missing = (self.threads - 1).min(tasks - 1);
         let queue = Queue::new(items);
+        let processors = Processors::new();
+        processors.take();
         pool.pool.in_place_scope(|scope| {
             queue.work(task, || {
                 // Again before every item: the helpers of other callers become idle meanwhile.
@@ -203,9 +206,10 @@ impl Workers {
                     && let Some(hired) = pool.hire()
                 {
                     missing -= 1;
-                    let queue = &queue;
+                    let (queue, processors) = (&queue, &processors);
                     scope.spawn(move |_| {
                         let _hired = hired;
+                        processors.take();
                         queue.work(task, || ());
                     });
                 }

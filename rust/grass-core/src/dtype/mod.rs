@@ -7,8 +7,6 @@ use ndarray::{ArrayView, ArrayView1, ArrayView3, Axis, Dimension, Ix2, Ix3, s};
 
 pub use element::Element;
 
-use crate::simd::prefetch;
-
 /// A read-only array of any [`Element`] type and any strides.
 #[derive(Debug, Clone)]
 pub enum Array<'a, D: Dimension> {
@@ -79,6 +77,15 @@ impl<D: Dimension> Array<'_, D> {
     }
 }
 
+/// Neighbouring coordinates of a row as they lie in memory.
+pub(crate) enum InPlace<'a> {
+    F32(&'a [f32]),
+    F16(&'a [f16]),
+    Bf16(&'a [bf16]),
+    /// They do not lie side by side, or are of a type that is converted before it is read.
+    Nowhere,
+}
+
 /// Rows that a projection reads, a tile of coordinates at a time.
 pub(crate) trait Rows: Sync {
     /// How many rows there are.
@@ -87,8 +94,13 @@ pub(crate) trait Rows: Sync {
     /// Coordinates `start..start + len` of a row where they can be read in place, else nothing.
     fn in_place(&self, row: usize, start: usize, len: usize) -> &[f32];
 
-    /// Brings coordinates `start..start + len` of a row near, where that is simple.
-    fn bring_near(&self, _row: usize, _start: usize, _len: usize) {}
+    /// Coordinates `start..start + len` of a row where they lie.
+    fn typed(&self, row: usize, start: usize, len: usize) -> InPlace<'_> {
+        match self.in_place(row, start, len) {
+            [] => InPlace::Nowhere,
+            values => InPlace::F32(values),
+        }
+    }
 
     /// Coordinates `start..start + buffer.len()` of a row, in `buffer` or, where they can be read in place, elsewhere.
     fn tile<'a>(&'a self, row: usize, start: usize, buffer: &'a mut [f32]) -> &'a [f32];
@@ -158,11 +170,24 @@ impl Rows for Matrix<'_> {
         }
     }
 
-    fn bring_near(&self, row: usize, start: usize, len: usize) {
-        with_view!(self, view => if let Some(values) = view.row(row).to_slice() {
-            let line = 64 / size_of_val(&values[0]);
-            values[start..start + len].iter().step_by(line).for_each(prefetch);
-        });
+    fn typed(&self, row: usize, start: usize, len: usize) -> InPlace<'_> {
+        let end = start + len;
+        let found = match self {
+            Array::F64(_) => None,
+            Array::F32(view) => view
+                .row(row)
+                .to_slice()
+                .map(|row| InPlace::F32(&row[start..end])),
+            Array::F16(view) => view
+                .row(row)
+                .to_slice()
+                .map(|row| InPlace::F16(&row[start..end])),
+            Array::Bf16(view) => view
+                .row(row)
+                .to_slice()
+                .map(|row| InPlace::Bf16(&row[start..end])),
+        };
+        found.unwrap_or(InPlace::Nowhere)
     }
 
     fn tile<'a>(&'a self, row: usize, start: usize, buffer: &'a mut [f32]) -> &'a [f32] {

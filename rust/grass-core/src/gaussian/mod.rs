@@ -10,7 +10,7 @@ use crate::panels::{LEFT, RIGHT, add_product, pack_rows, pack_token, packed_len}
 use crate::parallel::Workers;
 use crate::philox::{Philox, Stream};
 use crate::project::{Projection, parts, project};
-use crate::signs::add_signed;
+use crate::signs::Signed;
 use crate::simd::{Path, prefetch};
 use crate::spec::{GaussianKind, Spec, check_count, check_range};
 use crate::workspace::with_f32;
@@ -164,7 +164,7 @@ impl Gaussian {
                 self.philox
                     .fill_double_words(Stream::Rademacher, word, words);
                 buffer[..len].fill(0.0);
-                add_signed(path, buffer, 0, &ONES[..len], &[], words, bit);
+                f32::add_signed(path, buffer, 0, &ONES[..len], &[], words, bit);
                 0
             }
         };

@@ -4,57 +4,105 @@ mod plain;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
+use half::{bf16, f16};
+
+use crate::dtype::Element;
 use crate::simd::{Path, for_each_path, for_path};
 
-/// Adds `signs * values` to `out` from `at` on, with sign bits from number `bit` of `words` on: bit set = minus. `words`
-/// has one more than the last bit needs. Meanwhile `ahead`, about as long as `values` or empty, is brought near.
-pub(crate) fn add_signed(
-    path: Path,
-    out: &mut [f32],
-    at: usize,
-    values: &[f32],
-    ahead: &[f32],
-    words: &[u64],
-    bit: usize,
-) {
-    for_path!(path, add_signed(out, at, values, ahead, words, bit))
+/// A type whose values are added as they lie, without being written as f32 before.
+pub(crate) trait Signed: Element {
+    /// Adds `signs * values` to `out` from `at` on, with sign bits from number `bit` of `words` on: bit set = minus.
+    /// `words` has one more than the last bit needs. Meanwhile `ahead`, about as long as `values` or empty, is brought
+    /// near.
+    fn add_signed(
+        path: Path,
+        out: &mut [f32],
+        at: usize,
+        values: &[Self],
+        ahead: &[Self],
+        words: &[u64],
+        bit: usize,
+    );
 }
+
+macro_rules! signed {
+    ($value:ty, $add_signed:ident) => {
+        impl Signed for $value {
+            #[inline]
+            fn add_signed(
+                path: Path,
+                out: &mut [f32],
+                at: usize,
+                values: &[Self],
+                ahead: &[Self],
+                words: &[u64],
+                bit: usize,
+            ) {
+                for_path!(path, $add_signed(out, at, values, ahead, words, bit))
+            }
+        }
+    };
+}
+
+signed!(f32, add_signed_f32);
+signed!(f16, add_signed_f16);
+signed!(bf16, add_signed_bf16);
 
 for_each_path! {
     /// Sign bits from number `bit` of `words` on as masks, see [`with_sign`]. `words` has one more than the last bit needs.
     pub(crate) fn fill_masks(masks: &mut [f32], words: &[u64], bit: usize) = fill_masks_body
 }
 
-/// Defines `add_signed` from `add_lanes`, which adds a vector of values with the signs of the lowest bits, `add_within`,
-/// which adds some values to the lanes of a vector from a given one on, and `add_few`, which adds fewer than a vector.
+/// Defines `$add_signed` for values of a type from `$load`, which makes a vector of f32 of them, and `$load_part`, which
+/// puts some of them into the lanes of a vector of -0.0 from a given one on. Beside it must be: `signed`, which gives a
+/// vector the signs of the lowest bits, `add_to`, which adds it to as many sums, and `add_to_first`, to fewer.
 ///
-/// Sums are read and written as whole, aligned vectors wherever `out` has them: a vector that was written in part and is
-/// read soon after halts the processor until all reads before it have come from memory.
+/// Sums are read and written as whole, aligned vectors wherever `out` has them, and -0.0 added to those that get nothing:
+/// a vector that was written in part and is read soon after halts the processor until all reads before it have come from
+/// memory.
 macro_rules! define_add_signed {
-    ($lanes:literal $(, #[$features:meta])?) => {
-        /// Adds `signs * values` to `out`, see [`crate::signs::add_signed`].
+    ($add_signed:ident, $value:ty, $lanes:literal, $load:ident, $load_part:ident $(, #[$features:meta])?) => {
+        /// Adds `signs * values` to `out`, see [`crate::signs::Signed`].
         $(#[$features])?
-        pub(in crate::signs) fn add_signed(
+        pub(in crate::signs) fn $add_signed(
             out: &mut [f32],
             at: usize,
-            values: &[f32],
-            ahead: &[f32],
+            values: &[$value],
+            ahead: &[$value],
             words: &[u64],
             bit: usize,
         ) {
-            use crate::signs::{LINE, WORD, bits_at};
+            use crate::signs::{WORD, bits_at};
             use crate::simd::prefetch;
+
+            const LINE: usize = 64 / size_of::<$value>();
+
+            /// Adds fewer values than a vector, of which `before` lanes come before the first.
+            $(#[$features])?
+            #[inline]
+            fn add_few(out: &mut [f32], at: usize, before: usize, values: &[$value], bits: u64) {
+                let whole = at
+                    .checked_sub(before)
+                    .and_then(|start| out.get_mut(start..)?.first_chunk_mut());
+                let lanes = (1 << values.len()) - 1;
+                match whole {
+                    Some(out) => {
+                        let vector = $load_part(values, before);
+                        add_to(out, signed(vector, (bits & lanes) << before));
+                    }
+                    None => {
+                        let vector = signed($load_part(values, 0), bits & lanes);
+                        add_to_first(&mut out[at..at + values.len()], vector);
+                    }
+                }
+            }
 
             let mut lines = ahead.iter().step_by(LINE);
             let before = (out.as_ptr() as usize / size_of::<f32>() + at) % $lanes;
             let lead = if before == 0 { 0 } else { values.len().min($lanes - before) };
             let (values_lead, values) = values.split_at(lead);
             if lead > 0 {
-                let bits = bits_at(words, bit);
-                match whole_vector(out, at.checked_sub(before)) {
-                    Some(out) => add_within(out, before, values_lead, bits),
-                    None => add_few(&mut out[at..at + lead], values_lead, bits),
-                }
+                add_few(out, at, before, values_lead, bits_at(words, bit));
             }
             let (at, mut bit) = (at + lead, bit + lead);
             let (values, values_rest) = values.as_chunks::<WORD>();
@@ -70,7 +118,7 @@ macro_rules! define_add_signed {
                     {
                         prefetch(line);
                     }
-                    add_lanes(sums, values, bits);
+                    add_to(sums, signed($load(values), bits));
                     bits >>= $lanes;
                 }
             }
@@ -84,23 +132,12 @@ macro_rules! define_add_signed {
             let (values, few) = values_rest.as_chunks::<$lanes>();
             let (sums, _) = out[at..].as_chunks_mut::<$lanes>();
             for (sums, values) in sums.iter_mut().zip(values) {
-                add_lanes(sums, values, bits);
+                add_to(sums, signed($load(values), bits));
                 bits >>= $lanes;
             }
-            if few.is_empty() {
-                return;
+            if !few.is_empty() {
+                add_few(out, at + values.len() * $lanes, 0, few, bits);
             }
-            let at = at + values.len() * $lanes;
-            match whole_vector(out, Some(at)) {
-                Some(out) => add_within(out, 0, few, bits),
-                None => add_few(&mut out[at..at + few.len()], few, bits),
-            }
-        }
-
-        /// The vector of `out` that begins at `start`, if all of it is there.
-        #[inline(always)]
-        fn whole_vector(out: &mut [f32], start: Option<usize>) -> Option<&mut [f32; $lanes]> {
-            out.get_mut(start?..)?.first_chunk_mut()
         }
     };
 }
@@ -109,9 +146,6 @@ use define_add_signed;
 
 /// Values that take their signs from one double word.
 const WORD: usize = 64;
-
-/// Values a cache line.
-const LINE: usize = 16;
 
 #[inline(always)]
 fn fill_masks_body(masks: &mut [f32], words: &[u64], bit: usize) {
@@ -166,7 +200,7 @@ mod tests {
                 for (before, after) in [(0, 0), (1, 0), (0, 3), (7, 90), (40, 5), (15, 16)] {
                     let mut out = vec![-0.0; before + len + after];
                     let values = &values[..len];
-                    add_signed(path, &mut out, before, values, values, &words, bit);
+                    f32::add_signed(path, &mut out, before, values, values, &words, bit);
                     for (index, total) in out.iter().enumerate() {
                         let expected = match index.checked_sub(before) {
                             Some(index) if index < len => sign(bit + index) * values[index],

@@ -2,63 +2,141 @@
 
 pub(super) mod avx512 {
     use std::arch::x86_64::{
-        __m512, _mm512_add_ps, _mm512_castps_si512, _mm512_castsi512_ps, _mm512_loadu_ps,
-        _mm512_mask_loadu_ps, _mm512_mask_storeu_ps, _mm512_mask_xor_epi32, _mm512_maskz_loadu_ps,
-        _mm512_set1_epi32, _mm512_set1_ps, _mm512_storeu_ps,
+        __m256i, __m512, _mm256_loadu_si256, _mm256_mask_loadu_epi16, _mm256_set1_epi16,
+        _mm512_add_ps, _mm512_castps_si512, _mm512_castsi512_ps, _mm512_cvtepu16_epi32,
+        _mm512_cvtph_ps, _mm512_loadu_ps, _mm512_mask_loadu_ps, _mm512_mask_storeu_ps,
+        _mm512_mask_xor_epi32, _mm512_maskz_loadu_ps, _mm512_set1_epi32, _mm512_set1_ps,
+        _mm512_slli_epi32, _mm512_storeu_ps,
     };
+
+    use half::{bf16, f16};
 
     use crate::signs::define_add_signed;
 
-    define_add_signed!(16, #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]);
+    define_add_signed!(
+        add_signed_f32, f32, 16, load_f32, load_part_f32,
+        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+    );
+    define_add_signed!(
+        add_signed_f16, f16, 16, load_f16, load_part_f16,
+        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+    );
+    define_add_signed!(
+        add_signed_bf16, bf16, 16, load_bf16, load_part_bf16,
+        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+    );
 
-    /// The values with the signs of the lowest bits.
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-    fn signed(values: __m512, bits: u64) -> __m512 {
-        let values = _mm512_castps_si512(values);
-        let minus = _mm512_set1_epi32(i32::MIN);
-        _mm512_castsi512_ps(_mm512_mask_xor_epi32(values, bits as u16, values, minus))
-    }
-
-    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-    fn add_lanes(out: &mut [f32; 16], values: &[f32; 16], bits: u64) {
-        #[expect(unsafe_code, reason = "the instructions take pointers")]
-        // SAFETY: both references are to as many values as the instructions read and write, at any alignment.
+    #[inline]
+    fn load_f32(values: &[f32; 16]) -> __m512 {
+        #[expect(unsafe_code, reason = "the instruction takes a pointer")]
+        // SAFETY: the reference is to as many values as the instruction reads, at any alignment.
         unsafe {
-            let values = signed(_mm512_loadu_ps(values.as_ptr()), bits);
-            let sums = _mm512_add_ps(_mm512_loadu_ps(out.as_ptr()), values);
-            _mm512_storeu_ps(out.as_mut_ptr(), sums);
+            _mm512_loadu_ps(values.as_ptr())
         }
     }
 
-    /// The lanes of `values`, the first of which is number `first`.
-    fn lanes(first: usize, values: &[f32]) -> u16 {
-        (((1u32 << values.len().min(16)) - 1) << first) as u16
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+    #[inline]
+    fn load_part_f32(values: &[f32], first: usize) -> __m512 {
+        let lanes = lanes(values.len()) << first;
+        #[expect(unsafe_code, reason = "the instruction takes a pointer")]
+        // SAFETY: the lanes of the mask alone are read, which lie inside the slice.
+        unsafe {
+            _mm512_mask_loadu_ps(
+                _mm512_set1_ps(-0.0),
+                lanes,
+                values.as_ptr().wrapping_sub(first),
+            )
+        }
     }
 
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-    fn add_within(out: &mut [f32; 16], first: usize, values: &[f32], bits: u64) {
-        let lanes = lanes(first, values);
-        // Adding -0.0 changes nothing.
-        let nothing = _mm512_set1_ps(-0.0);
-        #[expect(unsafe_code, reason = "the instructions take pointers")]
-        // SAFETY: of `values` the lanes of the mask alone are read, which lie inside; `out` is one whole vector.
+    #[inline]
+    fn load_bf16(values: &[bf16; 16]) -> __m512 {
+        #[expect(unsafe_code, reason = "the instruction takes a pointer")]
+        // SAFETY: the reference is to as many values as the instruction reads, at any alignment.
+        unsafe {
+            widen_bf16(_mm256_loadu_si256(values.as_ptr().cast()))
+        }
+    }
+
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+    #[inline]
+    fn load_part_bf16(values: &[bf16], first: usize) -> __m512 {
+        widen_bf16(load_part(values, first))
+    }
+
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+    #[inline]
+    fn load_f16(values: &[f16; 16]) -> __m512 {
+        #[expect(unsafe_code, reason = "the instruction takes a pointer")]
+        // SAFETY: the reference is to as many values as the instruction reads, at any alignment.
+        unsafe {
+            _mm512_cvtph_ps(_mm256_loadu_si256(values.as_ptr().cast()))
+        }
+    }
+
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+    #[inline]
+    fn load_part_f16(values: &[f16], first: usize) -> __m512 {
+        _mm512_cvtph_ps(load_part(values, first))
+    }
+
+    /// Half precision of either type in the lanes from `first` on, -0.0 in the others.
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+    #[inline]
+    fn load_part<T>(values: &[T], first: usize) -> __m256i {
+        const { assert!(size_of::<T>() == 2) }
+        let lanes = lanes(values.len()) << first;
+        let nothing = _mm256_set1_epi16(i16::MIN);
+        #[expect(unsafe_code, reason = "the instruction takes a pointer")]
+        // SAFETY: the lanes of the mask alone are read, which lie inside the slice.
         unsafe {
             let from = values.as_ptr().wrapping_sub(first);
-            let values = _mm512_mask_loadu_ps(nothing, lanes, from);
-            let values = signed(values, bits << first & u64::from(lanes));
-            let sums = _mm512_add_ps(_mm512_loadu_ps(out.as_ptr()), values);
+            _mm256_mask_loadu_epi16(nothing, lanes, from.cast())
+        }
+    }
+
+    /// The upper half of an f32 is a bf16.
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+    #[inline]
+    fn widen_bf16(values: __m256i) -> __m512 {
+        _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(values)))
+    }
+
+    /// The first `count` lanes.
+    fn lanes(count: usize) -> u16 {
+        ((1u32 << count.min(16)) - 1) as u16
+    }
+
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+    #[inline]
+    fn signed(vector: __m512, bits: u64) -> __m512 {
+        let vector = _mm512_castps_si512(vector);
+        let minus = _mm512_set1_epi32(i32::MIN);
+        _mm512_castsi512_ps(_mm512_mask_xor_epi32(vector, bits as u16, vector, minus))
+    }
+
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+    #[inline]
+    fn add_to(out: &mut [f32; 16], vector: __m512) {
+        #[expect(unsafe_code, reason = "the instructions take pointers")]
+        // SAFETY: the reference is to as many values as the instructions read and write, at any alignment.
+        unsafe {
+            let sums = _mm512_add_ps(_mm512_loadu_ps(out.as_ptr()), vector);
             _mm512_storeu_ps(out.as_mut_ptr(), sums);
         }
     }
 
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-    fn add_few(out: &mut [f32], values: &[f32], bits: u64) {
-        let lanes = lanes(0, values) & lanes(0, out);
+    #[inline]
+    fn add_to_first(out: &mut [f32], vector: __m512) {
+        let lanes = lanes(out.len());
         #[expect(unsafe_code, reason = "the instructions take pointers")]
-        // SAFETY: the instructions read and write the lanes of the mask alone, which lie inside both slices.
+        // SAFETY: the instructions read and write the lanes of the mask alone, which lie inside the slice.
         unsafe {
-            let values = signed(_mm512_maskz_loadu_ps(lanes, values.as_ptr()), bits);
-            let sums = _mm512_add_ps(_mm512_maskz_loadu_ps(lanes, out.as_ptr()), values);
+            let sums = _mm512_add_ps(_mm512_maskz_loadu_ps(lanes, out.as_ptr()), vector);
             _mm512_mask_storeu_ps(out.as_mut_ptr(), lanes, sums);
         }
     }
@@ -66,41 +144,119 @@ pub(super) mod avx512 {
 
 pub(super) mod avx2 {
     use std::arch::x86_64::{
-        __m256, __m256i, _mm256_add_ps, _mm256_and_si256, _mm256_andnot_si256, _mm256_blendv_ps,
-        _mm256_castsi256_ps, _mm256_cmpgt_epi32, _mm256_loadu_ps, _mm256_maskload_ps,
+        __m128i, __m256, __m256i, _mm_loadu_si128, _mm_setr_epi16, _mm256_add_ps, _mm256_and_si256,
+        _mm256_andnot_si256, _mm256_blendv_ps, _mm256_castsi256_ps, _mm256_cmpgt_epi32,
+        _mm256_cvtepu16_epi32, _mm256_cvtph_ps, _mm256_loadu_ps, _mm256_maskload_ps,
         _mm256_maskstore_ps, _mm256_set1_epi32, _mm256_set1_ps, _mm256_setr_epi32,
-        _mm256_sllv_epi32, _mm256_storeu_ps, _mm256_xor_ps,
+        _mm256_slli_epi32, _mm256_sllv_epi32, _mm256_storeu_ps, _mm256_xor_ps,
     };
+
+    use half::{bf16, f16};
 
     use crate::signs::define_add_signed;
 
-    define_add_signed!(8, #[target_feature(enable = "avx2")]);
+    define_add_signed!(
+        add_signed_f32, f32, 8, load_f32, load_part_f32,
+        #[target_feature(enable = "avx2,f16c")]
+    );
+    define_add_signed!(
+        add_signed_f16, f16, 8, load_f16, load_part_f16,
+        #[target_feature(enable = "avx2,f16c")]
+    );
+    define_add_signed!(
+        add_signed_bf16, bf16, 8, load_bf16, load_part_bf16,
+        #[target_feature(enable = "avx2,f16c")]
+    );
 
-    /// The values with the signs of the lowest bits.
-    #[target_feature(enable = "avx2")]
-    fn signed(values: __m256, bits: u64) -> __m256 {
-        let to_top = _mm256_setr_epi32(31, 30, 29, 28, 27, 26, 25, 24);
-        let bits = _mm256_sllv_epi32(_mm256_set1_epi32(bits as i32), to_top);
-        let minus = _mm256_and_si256(bits, _mm256_set1_epi32(i32::MIN));
-        _mm256_xor_ps(values, _mm256_castsi256_ps(minus))
-    }
-
-    #[target_feature(enable = "avx2")]
-    fn add_lanes(out: &mut [f32; 8], values: &[f32; 8], bits: u64) {
-        #[expect(unsafe_code, reason = "the instructions take pointers")]
-        // SAFETY: both references are to as many values as the instructions read and write, at any alignment.
+    #[target_feature(enable = "avx2,f16c")]
+    #[inline]
+    fn load_f32(values: &[f32; 8]) -> __m256 {
+        #[expect(unsafe_code, reason = "the instruction takes a pointer")]
+        // SAFETY: the reference is to as many values as the instruction reads, at any alignment.
         unsafe {
-            let values = signed(_mm256_loadu_ps(values.as_ptr()), bits);
-            let sums = _mm256_add_ps(_mm256_loadu_ps(out.as_ptr()), values);
-            _mm256_storeu_ps(out.as_mut_ptr(), sums);
+            _mm256_loadu_ps(values.as_ptr())
         }
     }
 
-    /// All bits set in the lanes of `values`, the first of which is number `first`.
-    #[target_feature(enable = "avx2")]
-    fn lanes(first: usize, values: &[f32]) -> __m256i {
-        let first = first as i32;
-        let end = first + values.len().min(8) as i32;
+    #[target_feature(enable = "avx2,f16c")]
+    #[inline]
+    fn load_part_f32(values: &[f32], first: usize) -> __m256 {
+        let lanes = lanes(first, values.len());
+        #[expect(unsafe_code, reason = "the instruction takes a pointer")]
+        // SAFETY: the lanes of the mask alone are read, which lie inside the slice.
+        let part = unsafe { _mm256_maskload_ps(values.as_ptr().wrapping_sub(first), lanes) };
+        _mm256_blendv_ps(_mm256_set1_ps(-0.0), part, _mm256_castsi256_ps(lanes))
+    }
+
+    #[target_feature(enable = "avx2,f16c")]
+    #[inline]
+    fn load_bf16(values: &[bf16; 8]) -> __m256 {
+        #[expect(unsafe_code, reason = "the instruction takes a pointer")]
+        // SAFETY: the reference is to as many values as the instruction reads, at any alignment.
+        unsafe {
+            widen_bf16(_mm_loadu_si128(values.as_ptr().cast()))
+        }
+    }
+
+    #[target_feature(enable = "avx2,f16c")]
+    #[inline]
+    fn load_part_bf16(values: &[bf16], first: usize) -> __m256 {
+        widen_bf16(part_of(first, |lane| {
+            values.get(lane).map(|value| value.to_bits())
+        }))
+    }
+
+    #[target_feature(enable = "avx2,f16c")]
+    #[inline]
+    fn load_f16(values: &[f16; 8]) -> __m256 {
+        #[expect(unsafe_code, reason = "the instruction takes a pointer")]
+        // SAFETY: the reference is to as many values as the instruction reads, at any alignment.
+        unsafe {
+            _mm256_cvtph_ps(_mm_loadu_si128(values.as_ptr().cast()))
+        }
+    }
+
+    #[target_feature(enable = "avx2,f16c")]
+    #[inline]
+    fn load_part_f16(values: &[f16], first: usize) -> __m256 {
+        _mm256_cvtph_ps(part_of(first, |lane| {
+            values.get(lane).map(|value| value.to_bits())
+        }))
+    }
+
+    /// Half precision of either type in the lanes from `first` on, -0.0 in the others.
+    #[target_feature(enable = "avx2,f16c")]
+    #[inline]
+    fn part_of(first: usize, bits: impl Fn(usize) -> Option<u16>) -> __m128i {
+        let lane = |lane: usize| {
+            lane.checked_sub(first)
+                .and_then(&bits)
+                .map_or(i16::MIN, u16::cast_signed)
+        };
+        _mm_setr_epi16(
+            lane(0),
+            lane(1),
+            lane(2),
+            lane(3),
+            lane(4),
+            lane(5),
+            lane(6),
+            lane(7),
+        )
+    }
+
+    /// The upper half of an f32 is a bf16.
+    #[target_feature(enable = "avx2,f16c")]
+    #[inline]
+    fn widen_bf16(values: __m128i) -> __m256 {
+        _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(values)))
+    }
+
+    /// All bits set in `count` lanes from number `first` on.
+    #[target_feature(enable = "avx2,f16c")]
+    #[inline]
+    fn lanes(first: usize, count: usize) -> __m256i {
+        let (first, end) = (first as i32, (first + count).min(8) as i32);
         let numbers = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
         _mm256_andnot_si256(
             _mm256_cmpgt_epi32(_mm256_set1_epi32(first), numbers),
@@ -108,30 +264,34 @@ pub(super) mod avx2 {
         )
     }
 
-    #[target_feature(enable = "avx2")]
-    fn add_within(out: &mut [f32; 8], first: usize, values: &[f32], bits: u64) {
-        let lanes = lanes(first, values);
-        // Adding -0.0 changes nothing.
-        let nothing = _mm256_set1_ps(-0.0);
+    #[target_feature(enable = "avx2,f16c")]
+    #[inline]
+    fn signed(vector: __m256, bits: u64) -> __m256 {
+        let to_top = _mm256_setr_epi32(31, 30, 29, 28, 27, 26, 25, 24);
+        let bits = _mm256_sllv_epi32(_mm256_set1_epi32(bits as i32), to_top);
+        let minus = _mm256_and_si256(bits, _mm256_set1_epi32(i32::MIN));
+        _mm256_xor_ps(vector, _mm256_castsi256_ps(minus))
+    }
+
+    #[target_feature(enable = "avx2,f16c")]
+    #[inline]
+    fn add_to(out: &mut [f32; 8], vector: __m256) {
         #[expect(unsafe_code, reason = "the instructions take pointers")]
-        // SAFETY: of `values` the lanes of the mask alone are read, which lie inside; `out` is one whole vector.
+        // SAFETY: the reference is to as many values as the instructions read and write, at any alignment.
         unsafe {
-            let from = values.as_ptr().wrapping_sub(first);
-            let values = signed(_mm256_maskload_ps(from, lanes), bits << first);
-            let values = _mm256_blendv_ps(nothing, values, _mm256_castsi256_ps(lanes));
-            let sums = _mm256_add_ps(_mm256_loadu_ps(out.as_ptr()), values);
+            let sums = _mm256_add_ps(_mm256_loadu_ps(out.as_ptr()), vector);
             _mm256_storeu_ps(out.as_mut_ptr(), sums);
         }
     }
 
-    #[target_feature(enable = "avx2")]
-    fn add_few(out: &mut [f32], values: &[f32], bits: u64) {
-        let lanes = _mm256_and_si256(lanes(0, values), lanes(0, out));
+    #[target_feature(enable = "avx2,f16c")]
+    #[inline]
+    fn add_to_first(out: &mut [f32], vector: __m256) {
+        let lanes = lanes(0, out.len());
         #[expect(unsafe_code, reason = "the instructions take pointers")]
-        // SAFETY: the instructions read and write the lanes of the mask alone, which lie inside both slices.
+        // SAFETY: the instructions read and write the lanes of the mask alone, which lie inside the slice.
         unsafe {
-            let values = signed(_mm256_maskload_ps(values.as_ptr(), lanes), bits);
-            let sums = _mm256_add_ps(_mm256_maskload_ps(out.as_ptr(), lanes), values);
+            let sums = _mm256_add_ps(_mm256_maskload_ps(out.as_ptr(), lanes), vector);
             _mm256_maskstore_ps(out.as_mut_ptr(), lanes, sums);
         }
     }

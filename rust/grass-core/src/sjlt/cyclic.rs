@@ -1,11 +1,11 @@
 //! The cyclic kind: pages of coordinates, each turned by one rotation and added in one or two runs.
 
 use super::{SIGN_ALIGNMENT, Sjlt, TILE};
-use crate::dtype::Rows;
+use crate::dtype::{InPlace, Rows};
 use crate::error::Result;
 use crate::parallel::Workers;
 use crate::philox::{Philox, Stream, scale_word};
-use crate::signs::add_signed;
+use crate::signs::Signed;
 use crate::simd::Path;
 
 /// The most tiles that are added to one row before the next row's turn: enough for its buckets to be worth their way into
@@ -65,14 +65,21 @@ struct Piece {
 
 impl Piece {
     /// Adds the piece's values to the buckets of its draw: up to the last bucket, then from the first.
-    fn add(&self, path: Path, buckets: &mut [f32], values: &[f32], ahead: &[f32], signs: &[u64]) {
+    fn add<T: Signed>(
+        &self,
+        path: Path,
+        buckets: &mut [f32],
+        values: &[T],
+        ahead: &[T],
+        signs: &[u64],
+    ) {
         let until_last = self.len.min(buckets.len() - self.bucket);
         let (head, tail) = values.split_at(until_last);
         let (near, far) = ahead.split_at(until_last.min(ahead.len()));
-        add_signed(path, buckets, self.bucket, head, near, signs, self.bit);
+        T::add_signed(path, buckets, self.bucket, head, near, signs, self.bit);
         if !tail.is_empty() {
             let bit = self.bit + until_last;
-            add_signed(path, buckets, 0, tail, far, signs, bit);
+            T::add_signed(path, buckets, 0, tail, far, signs, bit);
         }
     }
 }
@@ -141,6 +148,22 @@ impl Span {
     }
 }
 
+impl Span {
+    /// Adds a row's values to the buckets of the draw, while what is `ahead` of each piece is brought near.
+    fn add<'a, T: Signed>(
+        &self,
+        path: Path,
+        buckets: &mut [f32],
+        values: &[T],
+        ahead: impl Fn(&Piece) -> &'a [T],
+    ) {
+        for piece in &self.pieces[..self.used] {
+            let values = &values[piece.start..piece.start + piece.len];
+            piece.add(path, buckets, values, ahead(piece), &self.signs);
+        }
+    }
+}
+
 /// A row's span and where the way goes on after it: row, first coordinate, and how many there are.
 struct Way {
     here: (usize, usize, usize),
@@ -149,14 +172,14 @@ struct Way {
 
 impl Way {
     /// What is to be brought near while a piece is added: the same place one tile ahead.
-    fn ahead(&self, piece: &Piece) -> (usize, usize, usize) {
+    fn ahead<'a>(&self, piece: &Piece, rows: &'a dyn Rows) -> InPlace<'a> {
         let ahead = piece.start + TILE;
         let ((row, start, len), passed) = if ahead < self.here.2 {
             (self.here, ahead)
         } else {
             (self.next, (piece.start % TILE).min(self.next.2))
         };
-        (row, start + passed, piece.len.min(len - passed))
+        rows.typed(row, start + passed, piece.len.min(len - passed))
     }
 }
 
@@ -231,7 +254,6 @@ pub(super) fn accumulate(
             for row in 0..count {
                 let from = row * sjlt.output_dim + draw * pages.width;
                 let buckets = &mut out[from..from + pages.width];
-                let whole = rows.in_place(first + row, start, span.len);
                 let way = Way {
                     here: (first + row, start, span.len),
                     next: if row + 1 < count {
@@ -241,17 +263,31 @@ pub(super) fn accumulate(
                         (first, next, TILE.min(end - next))
                     },
                 };
-                for piece in &span.pieces[..span.used] {
-                    let (later_row, later, len) = way.ahead(piece);
-                    if whole.is_empty() {
-                        rows.bring_near(later_row, later, len);
-                        let buffer = &mut buffer[..piece.len];
-                        let values = rows.tile(first + row, start + piece.start, buffer);
-                        piece.add(path, buckets, values, &[], &span.signs);
-                    } else {
-                        let ahead = rows.in_place(later_row, later, len);
-                        let values = &whole[piece.start..piece.start + piece.len];
-                        piece.add(path, buckets, values, ahead, &span.signs);
+                match rows.typed(first + row, start, span.len) {
+                    InPlace::F32(whole) => {
+                        span.add(path, buckets, whole, |piece| match way.ahead(piece, rows) {
+                            InPlace::F32(ahead) => ahead,
+                            _ => &[],
+                        });
+                    }
+                    InPlace::F16(whole) => {
+                        span.add(path, buckets, whole, |piece| match way.ahead(piece, rows) {
+                            InPlace::F16(ahead) => ahead,
+                            _ => &[],
+                        });
+                    }
+                    InPlace::Bf16(whole) => {
+                        span.add(path, buckets, whole, |piece| match way.ahead(piece, rows) {
+                            InPlace::Bf16(ahead) => ahead,
+                            _ => &[],
+                        });
+                    }
+                    InPlace::Nowhere => {
+                        for piece in &span.pieces[..span.used] {
+                            let buffer = &mut buffer[..piece.len];
+                            let values = rows.tile(first + row, start + piece.start, buffer);
+                            piece.add(path, buckets, values, &[], &span.signs);
+                        }
                     }
                 }
             }

@@ -45,7 +45,7 @@ class NonFiniteError(GrassError, ValueError):
     """A gradient with a NaN or an infinity."""
 
 
-class UnsupportedLayerError(GrassError, NotImplementedError):
+class UnsupportedLayerError(GrassError):
     """A layer whose per-example gradient cannot be captured rightly."""
 
 

@@ -1,12 +1,15 @@
 //! The cyclic kind: pages of coordinates, each turned by one rotation and added in one or two runs.
 
-use super::{SIGN_ALIGNMENT, Sjlt, TILE};
+use super::{SIGN_ALIGNMENT, Sjlt};
 use crate::dtype::{InPlace, Rows};
 use crate::error::Result;
 use crate::parallel::Workers;
 use crate::philox::{Philox, Stream, scale_word};
 use crate::signs::Signed;
 use crate::simd::Path;
+
+/// Coordinates a tile: 8 KiB, by which memory is asked for ahead.
+const TILE: usize = 2048;
 
 /// The most tiles that are added to one row before the next row's turn: enough for its buckets to be worth their way into
 /// the first-level cache.
@@ -146,9 +149,7 @@ impl Span {
             &mut self.signs[..bits.div_ceil(64)],
         );
     }
-}
 
-impl Span {
     /// Adds a row's values to the buckets of the draw, while what is `ahead` of each piece is brought near.
     fn add<'a, T: Signed>(
         &self,

@@ -19,10 +19,6 @@ use crate::project::{Projection, project};
 use crate::simd::Path;
 use crate::spec::{SjltKind, Spec, check_count, check_range};
 
-/// Coordinates read at a time: values, signs and buckets stay in the first-level cache. Their sign bits are what the
-/// lanes of the generator give at once.
-const TILE: usize = 2048;
-
 /// Coordinates a segment, at least: long enough that adding its k partial sums is cheap.
 const SEGMENT: usize = 1 << 18;
 

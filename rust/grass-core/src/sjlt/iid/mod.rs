@@ -137,8 +137,7 @@ pub(super) fn accumulate(
         let whole: [[&[f32]; LANES]; GROUPS] = std::array::from_fn(|group| {
             std::array::from_fn(|lane| {
                 let row = first + group * LANES + lane;
-                let held = row < first + count;
-                if held {
+                if row < first + count {
                     rows.in_place(row, start, end - start)
                 } else {
                     &[]

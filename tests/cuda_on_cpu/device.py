@@ -1,0 +1,56 @@
+"""A device that is the emulator: programs run on NumPy arrays."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from cuda_on_cpu.emulator import launch
+from grass_rs._backends.cuda.launch import DeviceArray
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from numpy.typing import NDArray
+
+    from grass_rs._backends.cuda.launch import Launch
+
+
+class EmulatedDevice:
+    """Runs launches on the CPU, in the order of `schedule`, and remembers them."""
+
+    def __init__(self, schedule: int = 0, compute_capability: int = 90) -> None:
+        self.schedule = schedule
+        self.compute_capability = compute_capability
+        self.launches: list[Launch] = []
+        self._constants: dict[tuple[str, ...], DeviceArray] = {}
+
+    def array(self, values: NDArray[Any]) -> DeviceArray:
+        """Return NumPy memory as the device's; ml_dtypes' bfloat16 keeps its name."""
+        strides = tuple(stride // values.itemsize for stride in values.strides)
+        return DeviceArray(values.ctypes.data, values.shape, strides, values.dtype.name, values)
+
+    def empty(self, shape: tuple[int, ...], dtype: str = "float32") -> DeviceArray:
+        values = np.empty(shape, dtype=dtype)
+        values.view(np.uint8 if values.ndim else dtype).fill(0xFF)
+        return self.array(values)
+
+    def constant(self, key: tuple[str, ...], make: Callable[[], NDArray[Any]]) -> DeviceArray:
+        if key not in self._constants:
+            self._constants[key] = self.array(np.ascontiguousarray(make()))
+        return self._constants[key]
+
+    def launch(self, launched: Launch, args: Sequence[np.generic]) -> None:
+        self.launches.append(launched)
+        kernel = launched.kernel
+        launch(
+            kernel.file,
+            kernel.name,
+            kernel.macros,
+            launched.grid,
+            launched.block,
+            launched.shared_bytes,
+            args,
+            self.schedule,
+        )

@@ -6,7 +6,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint bench instructions wheel clean
+.PHONY: help demo test lint bench instructions gpu-test gpu-sanitize gpu-bench wheel clean
 
 # Which environment. PYTHON is looked at: in an environment (venv or conda) that can import torch,
 # that one is used as it is. Otherwise .venv is made, and where PYTHON can import torch outside of any
@@ -25,7 +25,7 @@ endif
 STAMP := $(ENV)/.grass_rs
 PIP := $(PY) -m pip --disable-pip-version-check
 SOURCES := Cargo.toml Cargo.lock pyproject.toml README.md LICENSE \
-  $(shell find rust benches/Cargo.toml python -type f \( -name '*.rs' -o -name '*.toml' -o -name '*.py' -o -name '*.pyi' -o -name 'py.typed' \))
+  $(shell find rust benches/Cargo.toml python -type f \( -name '*.rs' -o -name '*.toml' -o -name '*.py' -o -name '*.cu' -o -name '*.cuh' -o -name '*.pyi' -o -name 'py.typed' \))
 
 help:
 	@echo "make demo    explain handwritten digits; writes demo_report.html (ARGS='--seed 1' passes options)"
@@ -33,6 +33,7 @@ help:
 	@echo "make lint    rustfmt, clippy, ruff, mypy, stubtest, import order"
 	@echo "make bench   everything beside its limit and rivals, with a verdict (ARGS=--save writes docs/performance.md)"
 	@echo "make instructions   counts the kernels' instructions under valgrind (ARGS=--save stores them)"
+	@echo "make gpu-test, gpu-sanitize, gpu-bench   the CUDA kernels, on a machine with a GPU, CUDA torch and CuPy"
 	@echo "make wheel   the wheel, in dist/"
 	@echo "make clean   removes everything that these commands made"
 	@echo
@@ -60,11 +61,30 @@ bench: $(STAMP)/bench
 instructions:
 	$(PYTHON) benches/python/instructions.py $(ARGS)
 
+# The wheel of dist/ beside what PYTHON has of torch, CuPy and pytest: a machine with a GPU needs no package index.
+gpu-test: .gpu/installed
+	PYTHONPATH=.gpu $(PYTHON) -m pytest -q tests/test_gpu.py $(ARGS)
+
+gpu-sanitize: .gpu/installed
+	for tool in memcheck racecheck synccheck; do \
+	  PYTHONPATH=.gpu PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool $$tool --error-exitcode 1 \
+	    $(PYTHON) -m pytest -q tests/test_gpu.py -k test_every_kernel_once; \
+	done
+
+gpu-bench: .gpu/installed
+	PYTHONPATH=.gpu $(PYTHON) benches/python/bench_gpu.py $(ARGS)
+
+.gpu/installed: $(wildcard dist/*.whl)
+	@[ -n "$^" ] || { echo "This needs the wheel in dist/: run make wheel where Rust is, and bring it"; exit 1; }
+	rm -rf .gpu
+	$(PYTHON) -m pip install --quiet --no-index --no-deps --target .gpu dist/*.whl
+	touch $@
+
 wheel: dist/.built
 	@ls dist/*.whl
 
 clean:
-	rm -rf .venv dist target demo-seed*.grass demo_report.html .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .gpu dist target demo-seed*.grass demo_report.html .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	rm -rf $(STAMP)
 
 # pip fetches maturin for this build only.

@@ -71,7 +71,7 @@ def main() -> None:
     if arguments.save and set(parts) != set(PARTS):
         parser.error("--save expects all parts, so that results of one run stand together")
     rows = [row for part in parts for row in PARTS[part]()]
-    print(tables.for_terminal(rows))
+    print(tables.for_terminal(rows, goals.CPU))
     if arguments.save:
         save(rows)
     if broken := goals.broken_guard(rows):
@@ -83,11 +83,11 @@ def save(rows: list[Any]) -> None:
     date, described = f"{dt.datetime.now(tz=dt.timezone.utc):%Y-%m-%d}", machine()
     content = {
         "machine": described,
-        "rows": [{**asdict(row), **goals.judge(row)._asdict()} for row in rows],
+        "rows": [{**asdict(row), **goals.CPU.judge(row)._asdict()} for row in rows],
     }
     path = ROOT / "benches" / "results" / f"{date}.json"
     path.write_text(json.dumps(content, indent=1) + "\n")
-    tables.write_page(ROOT / "docs" / "performance.md", rows, described, date)
+    tables.write_page(ROOT / "docs" / "performance.md", rows, goals.CPU, described, date)
     plots.draw(ROOT / "docs", rows)
     print(f"saved {path}, docs/performance.md and its plots")
 

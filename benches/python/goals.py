@@ -1,10 +1,11 @@
-"""The figures to reach, and whether they are."""
+"""The figures to reach on a CPU."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from probe import MEMORY_CASES
+from verdicts import Goals
 
 if TYPE_CHECKING:
     from rows import Row
@@ -15,7 +16,7 @@ GUARD = ("import grass_rs, beyond NumPy", "at most 50 ms")
 _FACTGRASS = "FactGraSS, call, 8 x 512 x 2048"
 _CYCLIC = "cyclic, call, 2^24 to 4096"
 
-MOST: dict[tuple[str, str], float] = {
+_MOST: dict[tuple[str, str], float] = {
     ("cyclic n=1 2^24 to 4096, avx512", "reading x"): 1.20,
     ("cyclic n=1 2^24 to 512, avx512", "reading x"): 1.20,
     ("cyclic n=1 2^24 to 4096, avx2", "reading x"): 1.45,
@@ -48,9 +49,8 @@ MOST: dict[tuple[str, str], float] = {
     ("idle after a call, processor time", "the time waited"): 0.001,
     **{(f"memory, {case}", "8 MiB a thread"): 1 for case in MEMORY_CASES},
 }
-"""The most that a row's value may be, in units of what it is held against."""
 
-LEAST: dict[tuple[str, str], float] = {
+_LEAST: dict[tuple[str, str], float] = {
     (_CYCLIC, "torch index_add_"): 10,
     (_CYCLIC, "torch.sparse.mm"): 20,
     (_CYCLIC, "scikit-learn SparseRandomProjection"): 10,
@@ -60,42 +60,13 @@ LEAST: dict[tuple[str, str], float] = {
     ("FactGraSS 8 x 512 x 2048, 2 Python threads", "1 Python thread"): 1.8,
     ("tile 2 x 512 x 2048, 2 Python threads", "1 Python thread"): 1.8,
 }
-"""How many times faster than what it is held against a row must be, at least."""
 
-
-class Verdict(NamedTuple):
-    """A row's ratio beside its goal."""
-
-    ratio: float
-    """Value over its rival's, or, where the goal is to be so many times faster, the inverse."""
-    goal: str
-    """Empty where there is none."""
-    met: bool
-    margin: float
-    """What is measured in units of what is allowed: at most 1 where the goal is met."""
-
-
-def judge(row: Row) -> Verdict:
-    """Hold a row to its goal."""
-    key, ratio = (row.what, row.against), row.value / row.its_value
-    if key in MOST:
-        margin = ratio / MOST[key]
-        return Verdict(ratio, f"<= {MOST[key]:g}", met=margin <= 1, margin=margin)
-    if key in LEAST:
-        margin = LEAST[key] * ratio
-        return Verdict(1 / ratio, f">= {LEAST[key]:g}x", met=margin <= 1, margin=margin)
-    return Verdict(ratio, "", met=True, margin=0)
-
-
-def not_measured(rows: list[Row]) -> list[tuple[str, str]]:
-    """Return the goals that no row is about."""
-    measured = {(row.what, row.against) for row in rows}
-    return [key for key in (*MOST, *LEAST) if key not in measured]
+CPU = Goals(_MOST, _LEAST)
 
 
 def broken_guard(rows: list[Row]) -> str | None:
     """Say which guard against a regression a row breaks, if one does."""
     for row in rows:
-        if (row.what, row.against) == GUARD and not judge(row).met:
+        if (row.what, row.against) == GUARD and not CPU.judge(row).met:
             return f"{row.what}: expected {row.against}, got {1e3 * row.value:.0f} ms"
     return None

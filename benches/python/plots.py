@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import matplotlib as mpl
 
-from goals import judge
+from goals import CPU
 
 mpl.use("agg")
 from matplotlib import pyplot as plt
@@ -31,7 +31,7 @@ def draw(folder: Path, rows: list[Row]) -> None:
 
 def _goals(path: Path, rows: list[Row]) -> None:
     """Draw how far each row is from its goal."""
-    verdicts = [(row, judge(row)) for row in rows]
+    verdicts = [(row, CPU.judge(row)) for row in rows]
     held = [(row, verdict) for row, verdict in verdicts if verdict.goal][::-1]
     figure, axes = plt.subplots(figsize=(9, 1 + 0.19 * len(held)), layout="constrained")
     names = [f"{row.what} | {row.against}" for row, _ in held]

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from goals import judge, not_measured
-
 if TYPE_CHECKING:
     from pathlib import Path
 
     from rows import Row
+    from verdicts import Goals
 
 HEAD = ("what", "time", "against", "its time", "ratio", "goal", "verdict", "speed")
 BEGIN, END = "<!-- the table: written by make bench -->", "<!-- end of the table -->"
@@ -37,10 +36,10 @@ def _speed(row: Row) -> str:
     return ""
 
 
-def _cells(rows: list[Row]) -> list[tuple[str, ...]]:
+def _cells(rows: list[Row], goals: Goals) -> list[tuple[str, ...]]:
     cells: list[tuple[str, ...]] = []
     for row in rows:
-        ratio, goal, met, _ = judge(row)
+        ratio, goal, met, _ = goals.judge(row)
         verdict = ("met" if met else "missed") if goal else ""
         times = _quantity(row.value, row.unit), _quantity(row.its_value, row.unit)
         cells.append(
@@ -49,25 +48,29 @@ def _cells(rows: list[Row]) -> list[tuple[str, ...]]:
     return cells
 
 
-def for_terminal(rows: list[Row]) -> str:
+def for_terminal(rows: list[Row], goals: Goals) -> str:
     """Return aligned columns, then the goals that no row is about."""
-    lines = [HEAD, *_cells(rows)]
+    lines = [HEAD, *_cells(rows, goals)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     text = [
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
         for line in lines
     ]
-    text += [f"not measured: {what}, against {against}" for what, against in not_measured(rows)]
+    text += [
+        f"not measured: {what}, against {against}" for what, against in goals.not_measured(rows)
+    ]
     return "\n".join(text)
 
 
-def write_page(path: Path, rows: list[Row], machine: dict[str, Any], date: str) -> None:
+def write_page(
+    path: Path, rows: list[Row], goals: Goals, machine: dict[str, Any], date: str
+) -> None:
     """Put the table and what it was measured on between the markers of a page."""
     before, begin, rest = path.read_text().partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:
         raise ValueError(f"{path} expects the lines {BEGIN!r} and {END!r} around the table")
-    lines = [HEAD, ("---",) * len(HEAD), *_cells(rows)]
+    lines = [HEAD, ("---",) * len(HEAD), *_cells(rows, goals)]
     table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
     simd = machine["grass_rs"]["simd"]
     on = (

@@ -60,6 +60,9 @@ def test_holds_one_abi3_module_and_the_license(wheel: Path) -> None:
     assert [n for n in names if n.endswith((".so", ".pyd", ".dylib"))] == [
         n for n in names if n.startswith("grass_rs/_native.") and not n.endswith(".pyi")
     ]
+    kernels = {path.name for path in ROOT.glob("python/grass_rs/_backends/kernels/*.cu*")}
+    assert {"common.cuh", "platform.cuh", "sum.cu"} <= kernels
+    assert {f"grass_rs/_backends/kernels/{name}" for name in kernels} <= set(names)
     assert {"grass_rs/py.typed", "grass_rs/_native.pyi", "grass_rs/cli/main.py"} <= set(names)
     assert any(n.endswith("licenses/LICENSE") for n in names)
     assert not any(n.startswith(("tests/", "benches/")) for n in names)

@@ -17,6 +17,7 @@ from grass_rs.compress import (
 from grass_rs.errors import (
     CorruptStoreError,
     DataError,
+    DeviceError,
     GrassError,
     LossError,
     NonFiniteError,
@@ -44,6 +45,7 @@ __all__ = [
     "Compressor",
     "CorruptStoreError",
     "DataError",
+    "DeviceError",
     "FactGraSS",
     "Gaussian",
     "GraSS",

@@ -33,6 +33,10 @@ class UnsupportedArrayError(GrassError, TypeError):
     """An array of a library, device or dtype that no backend takes."""
 
 
+class DeviceError(GrassError, RuntimeError):
+    """A CUDA device, its driver or compiler that cannot do what a call needs."""
+
+
 class LossError(GrassError, ValueError):
     """A loss that does not return one finite, independent value an example."""
 

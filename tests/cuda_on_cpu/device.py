@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -41,6 +42,18 @@ class EmulatedDevice:
             self._constants[key] = self.array(np.ascontiguousarray(make()))
         return self._constants[key]
 
+    def matmul(
+        self,
+        left: DeviceArray,
+        right: DeviceArray,
+        out: DeviceArray,
+        add: DeviceArray | None = None,
+    ) -> None:
+        a, b, result = (values(array) for array in (left, right, out))
+        result[...] = a.astype(np.float32) @ b
+        if add is not None:
+            result[...] += values(add)
+
     def launch(self, launched: Launch, args: Sequence[np.generic]) -> None:
         self.launches.append(launched)
         kernel = launched.kernel
@@ -54,3 +67,24 @@ class EmulatedDevice:
             args,
             self.schedule,
         )
+
+
+def values(array: DeviceArray) -> NDArray[Any]:
+    """Return the memory of an array, a part of its owner or not, as NumPy sees it."""
+    dtype = array.owner.dtype
+    strides = tuple(stride * dtype.itemsize for stride in array.strides)
+    return at_address(array.pointer, array.shape, strides, dtype)
+
+
+def at_address(
+    pointer: int, shape: tuple[int, ...], strides: tuple[int, ...], dtype: np.dtype[Any]
+) -> NDArray[Any]:
+    """Return memory as NumPy sees it; whoever owns it must be kept."""
+    interface = {
+        "version": 3,
+        "data": (pointer, False),
+        "shape": shape,
+        "strides": strides,
+        "typestr": dtype.str,
+    }
+    return np.asarray(SimpleNamespace(__array_interface__=interface)).view(dtype)

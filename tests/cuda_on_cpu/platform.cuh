@@ -249,6 +249,12 @@ inline float __uint_as_float(unsigned bits) {
     return value;
 }
 
+inline float __fmul_rn(float a, float b) { return a * b; }
+
+inline float __fadd_rn(float a, float b) { return a + b; }
+
+inline float __fsqrt_rn(float value) { return std::sqrt(value); }
+
 inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
 
 inline int __ffs(int bits) { return __builtin_ffs(bits); }

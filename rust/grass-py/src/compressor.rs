@@ -11,7 +11,7 @@ use crate::detached::detached;
 use crate::error::{PyError, exception};
 
 /// A compressor of any type, built from its spec.
-#[pyclass(frozen, module = "grass_rs._native")]
+#[pyclass(frozen, weakref, module = "grass_rs._native")]
 struct Compressor {
     inner: grass_core::Compressor,
 }

@@ -71,6 +71,19 @@ class Device(Protocol):
     def launch(self, launch: Launch, args: Sequence[np.generic]) -> None:
         """Enqueue a launch; arguments have the kernel's types, pointers are np.uint64."""
 
+    def matmul(
+        self,
+        left: DeviceArray,
+        right: DeviceArray,
+        out: DeviceArray,
+        add: DeviceArray | None = None,
+    ) -> None:
+        """Enqueue out = left right + add by the array library, in float32.
+
+        left (..., m, q) of any dtype; right and add float32, (q, n) and (n,), or (..., q, n) and
+        None; out (..., m, n), C-contiguous float32. Strides of the inputs may be any.
+        """
+
 
 class RowProgram(Protocol):
     """How a compressor of whole gradients runs on a device; built once from the compressor's spec."""

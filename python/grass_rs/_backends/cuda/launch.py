@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 SCALARS = {"float64": "double", "float32": "float", "float16": "Half", "bfloat16": "BFloat16"}
 """The sources' name of each dtype that inputs may have."""
+_ITEM_BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,12 @@ class DeviceArray:
     """NumPy's name of the dtype, or "bfloat16"."""
     owner: Any
     """What keeps the memory."""
+
+    def rows(self, first: int, count: int) -> DeviceArray:
+        """Return entries `first` to `first + count - 1` of the first axis, or up to its last."""
+        offset = first * self.strides[0] * _ITEM_BYTES[self.dtype]
+        shape = (min(count, self.shape[0] - first), *self.shape[1:])
+        return replace(self, pointer=self.pointer + offset, shape=shape)
 
 
 @dataclass(frozen=True)

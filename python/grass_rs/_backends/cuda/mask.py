@@ -43,6 +43,8 @@ class MaskIndices:
             math.sqrt(self.input_dim / self.count) if spec["type"] == "random_mask" else 1.0
         )
         """What makes a random mask unbiased: sqrt(p / k'). Explicit masks do not scale."""
+        # A fingerprint takes microseconds, more for an explicit mask: too long for every call.
+        self._key = ("mask", self._mask.fingerprint)
         self.scalar = "int" if self.input_dim <= 1 << 31 else "i64"
         """The sources' name of the indices' type."""
 
@@ -53,7 +55,7 @@ class MaskIndices:
         def make() -> NDArray[Any]:
             return self._mask.indices().astype(dtype)
 
-        return device.constant(("mask", self._mask.fingerprint), make)
+        return device.constant(self._key, make)
 
 
 class MaskProgram:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,7 +20,6 @@ if TYPE_CHECKING:
 _WORKSPACE = 1 << 26
 """Parts of sums in a workspace, at most, where one row has no more: 256 MB."""
 _MAX_GRID_X = (1 << 31) - 1
-_ITEM_BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
 
 
 class SJLTProgram:
@@ -82,7 +80,7 @@ class _Sketch:
         scale = 1 / math.sqrt(self._draws) * (1.0 if indices is None else indices.scale)
         step = rows_at_once(parts, self._k)
         for first in range(0, x.shape[0], step):
-            rows, result = _rows(x, first, step), _rows(out, first, step)
+            rows, result = x.rows(first, step), out.rows(first, step)
             if parts == 1:
                 self._launch(device, rows, indices, scale, result)
                 continue
@@ -124,10 +122,3 @@ def rows_at_once(parts: int, k: int) -> int:
     """Return how many rows a launch takes, so that its grid and the workspace of its parts have bounds."""
     most = _MAX_GRID_X // k if parts == 1 else min(_MAX_GRID_X // k, _WORKSPACE // (parts * k))
     return max(1, most)
-
-
-def _rows(array: DeviceArray, first: int, count: int) -> DeviceArray:
-    """Return at most `count` rows of an array, from `first` on."""
-    last = min(first + count, array.shape[0])
-    offset = first * array.strides[0] * _ITEM_BYTES[array.dtype]
-    return replace(array, pointer=array.pointer + offset, shape=(last - first, *array.shape[1:]))

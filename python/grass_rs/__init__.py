@@ -13,6 +13,7 @@ from grass_rs.compress import (
     TileSketch,
     compressor_from_bytes,
     compressor_from_spec,
+    register_torch_ops,
 )
 from grass_rs.errors import (
     CorruptStoreError,
@@ -77,6 +78,7 @@ __all__ = [
     "lds",
     "num_threads",
     "open_store",
+    "register_torch_ops",
     "set_num_threads",
 ]
 

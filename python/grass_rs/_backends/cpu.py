@@ -1,4 +1,4 @@
-"""NumPy arrays and torch CPU tensors as NumPy views, without a copy where the core can read them.
+"""NumPy arrays and torch CPU tensors: the native core reads them in place, as NumPy views.
 
 bfloat16 has no NumPy type of its own: it travels as its bits, in uint16.
 """
@@ -6,20 +6,42 @@ bfloat16 has no NumPy type of its own: it travels as its bits, in uint16.
 from __future__ import annotations
 
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from grass_rs._backends import shapes
 from grass_rs.errors import ShapeError, UnsupportedArrayError
 
-_FLOATS = ("float64", "float32", "float16", "bfloat16")
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from grass_rs import _native
+
+FLOATS = ("float64", "float32", "float16", "bfloat16")
+"""The dtypes that inputs may have."""
 _FLOAT_CHARS = "dfe"
 """NumPy's codes of the first three; reading a dtype's name takes microseconds."""
 
 
+def unsupported(what: str, array: str) -> UnsupportedArrayError:
+    """Return the error for an array that no backend takes.
+
+    Parameters
+    ----------
+    what
+        Name of the caller.
+    array
+        What came, and what to do.
+
+    """
+    return UnsupportedArrayError(
+        f"{what} expects a NumPy array, torch tensor (CPU or CUDA) or CuPy array of "
+        f"{', '.join(FLOATS)}, got {array}"
+    )
+
+
 def _torch_tensor(array: Any) -> bool:
-    if type(array) is np.ndarray:  # the common case, which the question below makes slow
-        return False
     torch = sys.modules.get("torch")
     return torch is not None and isinstance(array, torch.Tensor)
 
@@ -29,112 +51,70 @@ def _masked(array: Any) -> bool:
     return isinstance(array, getattr(sys.modules.get("numpy.ma"), "MaskedArray", ()))
 
 
-def _unsupported(what: str, array: Any) -> UnsupportedArrayError:
-    return UnsupportedArrayError(
-        f"{what} expects a NumPy array or torch CPU tensor of {', '.join(_FLOATS)}, got {array}"
-    )
-
-
 def _tensor_view(what: str, tensor: Any) -> np.ndarray[Any, Any]:
     torch = sys.modules["torch"]
-    if tensor.device.type != "cpu" or tensor.layout != torch.strided or tensor.is_neg():
+    if not tensor.is_cpu or tensor.layout is not torch.strided or tensor.is_neg():
         kind = f"a {tensor.layout} tensor on {tensor.device}, negative view {tensor.is_neg()}"
-        raise _unsupported(what, f"{kind}: pass tensor.to_dense().cpu().resolve_neg()")
-    tensor = tensor.detach()
-    if tensor.dtype == torch.bfloat16:
+        raise unsupported(what, f"{kind}: pass tensor.to_dense().cpu().resolve_neg()")
+    if tensor.requires_grad:
+        tensor = tensor.detach()
+    if tensor.dtype is torch.bfloat16:
         bits: np.ndarray[Any, Any] = tensor.view(torch.int16).numpy()
         return bits.view(np.uint16)
-    if str(tensor.dtype).removeprefix("torch.") not in _FLOATS:
-        raise _unsupported(what, f"a tensor of {tensor.dtype}: convert it with .float()")
+    if str(tensor.dtype).removeprefix("torch.") not in FLOATS:
+        raise unsupported(what, f"a tensor of {tensor.dtype}: convert it with .float()")
     view: np.ndarray[Any, Any] = tensor.numpy()
     return view
 
 
-def _view(what: str, array: Any) -> np.ndarray[Any, Any]:
-    if type(array) is not np.ndarray:
-        if _torch_tensor(array):
-            return _tensor_view(what, array)
+def _array_view(what: str, array: Any) -> np.ndarray[Any, Any]:
+    if type(array) is not np.ndarray:  # the common case, which the questions below make slow
         if _masked(array):
-            raise _unsupported(what, "a masked array: pass .filled(0), or only the unmasked rows")
+            raise unsupported(what, "a masked array: pass .filled(0), or only the unmasked rows")
         if not isinstance(array, np.ndarray):
             kind = f"{type(array).__module__}.{type(array).__qualname__}"
             hint = ": copy it to the CPU first" if "cupy" in kind else ": pass numpy.asarray of it"
-            raise _unsupported(what, kind + hint)
+            raise unsupported(what, kind + hint)
     if array.dtype.char in _FLOAT_CHARS:
         return array
     if array.dtype.name == "bfloat16":
         return array.view(np.uint16)
-    raise _unsupported(what, f"an array of {array.dtype}: convert it with .astype")
+    raise unsupported(what, f"an array of {array.dtype}: convert it with .astype")
 
 
-def _readable(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Copy what the core cannot read in place: foreign byte order, unaligned or odd strides."""
-    if not array.dtype.isnative:
-        array = array.astype(array.dtype.newbyteorder("="))
-    if not array.flags.aligned:
-        return array.copy()
-    itemsize = array.itemsize
-    for stride in array.strides:  # a generator would take three times as long
+def _as_input(what: str, array: Any) -> np.ndarray[Any, Any]:
+    """Return a view of `array` that the core reads: the bits of bfloat16 are in uint16.
+
+    It shares memory with `array` unless its byte order or alignment forbids it.
+    """
+    if type(array) is not np.ndarray and _torch_tensor(array):
+        view = _tensor_view(what, array.resolve_neg() if array.is_neg() else array)
+    else:
+        view = _array_view(what, array)
+    if not view.dtype.isnative:
+        view = view.astype(view.dtype.newbyteorder("="))
+    if not view.flags.aligned:
+        return view.copy()
+    itemsize = view.itemsize
+    for stride in view.strides:  # a generator would take three times as long
         if stride % itemsize:
-            return array.copy()
-    return array
+            return view.copy()
+    return view
 
 
-def as_input(what: str, array: Any) -> np.ndarray[Any, Any]:
-    """Return a view of `array` that the core reads.
-
-    Parameters
-    ----------
-    what
-        Name of the caller, for messages.
-    array
-        NumPy array or torch CPU tensor, of any shape and strides.
-
-    Returns
-    -------
-    numpy.ndarray
-        Of float64, float32 or float16, or the bits of bfloat16 in uint16; shares memory with
-        `array` unless its byte order or alignment forbids it.
-
-    Raises
-    ------
-    UnsupportedArrayError
-        For another library, device or dtype.
-
-    """
-    if _torch_tensor(array):
-        array = array.resolve_neg()
-    return _readable(_view(what, array))
-
-
-def as_output(what: str, out: Any, shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
-    """Return a view of `out` that the core writes.
-
-    Parameters
-    ----------
-    what
-        Name of the caller, for messages.
-    out
-        Writable C-contiguous float32 array or CPU tensor.
-    shape
-        The shape it must have.
-
-    Raises
-    ------
-    UnsupportedArrayError
-        For another library, device or dtype.
-    ShapeError
-        For another shape, or an array that is not C-contiguous or not writable.
-
-    """
-    if _torch_tensor(out) and out.requires_grad:
-        raise _unsupported(
+def _as_output(what: str, out: Any, shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
+    """Return a view of `out` that the core writes: aligned, writable, C-contiguous float32."""
+    if type(out) is np.ndarray or not _torch_tensor(out):
+        view = _array_view(what, out)
+    elif out.requires_grad:
+        raise unsupported(
             f"{what}: out", "a tensor of an autograd graph: allocate it with torch.empty"
         )
-    view = _view(what, out)
+    else:
+        view = _tensor_view(what, out)
     if view.dtype != np.float32 or not view.dtype.isnative or not view.flags.aligned:
         kind = f"{view.dtype}, aligned={view.flags.aligned}: allocate it as float32"
-        raise _unsupported(f"{what}: out", kind)
+        raise unsupported(f"{what}: out", kind)
     if view.shape != shape or not view.flags.c_contiguous or not view.flags.writeable:
         msg = (
             f"{what}: out expects a writable C-contiguous array of shape {shape}, got shape "
@@ -144,11 +124,98 @@ def as_output(what: str, out: Any, shape: tuple[int, ...]) -> np.ndarray[Any, An
     return view
 
 
-def new_output(like: Any, shape: tuple[int, ...]) -> tuple[Any, np.ndarray[Any, Any]]:
-    """Return an uninitialised float32 array of the library of `like`, and its view for the core."""
-    if _torch_tensor(like):
+def _output(
+    what: str, shape: tuple[int, ...], out: Any, like: Any, *inputs: NDArray[Any]
+) -> tuple[Any, NDArray[np.float32]]:
+    """Return what a call returns, `out` or a new array of the library of `like`, and its view for the core."""
+    if out is not None:
+        target = _as_output(what, out, shape)
+        if any(np.may_share_memory(array, target) for array in inputs):
+            msg = f"{what}: out expects memory of its own, got a part of an input: allocate it"
+            raise ShapeError(msg)
+        return out, target
+    if type(like) is not np.ndarray and _torch_tensor(like):
         torch = sys.modules["torch"]
-        tensor = torch.empty(shape, dtype=torch.float32)
+        tensor = torch.empty(shape, dtype=torch.float32, device=like.device)
         return tensor, tensor.numpy()
     array = np.empty(shape, dtype=np.float32)
     return array, array
+
+
+def compress_rows(native: _native.Compressor, name: str, x: Any, out: Any) -> Any:
+    """Compress gradients.
+
+    Parameters
+    ----------
+    native
+        The structure.
+    name
+        The compressor's, for messages.
+    x
+        (n, p) or (p,), a NumPy array or torch CPU tensor of any strides.
+    out
+        None, or a writable C-contiguous float32 array of the result's shape.
+
+    Returns
+    -------
+    array
+        `out`, or a new array (n, k) or (k,) of the library of x.
+
+    Raises
+    ------
+    UnsupportedArrayError
+        For another library, device or dtype.
+    ShapeError
+        If x has not the width p; if `out` has another shape, is not C-contiguous or not writable, or shares memory with x.
+
+    """
+    rows = _as_input(name, x)
+    shape = shapes.row_output_shape(name, rows.shape, native.input_dim, native.output_dim)
+    result, target = _output(name, shape, out, x, rows)
+    if len(shape) == 1:
+        rows, target = rows[None], target[None]
+    native.compress(rows, target)
+    return result
+
+
+def compress_factors(  # noqa: PLR0917 - called alike on every backend
+    native: _native.Compressor, name: str, inputs: Any, grad_outputs: Any, bias: bool, out: Any
+) -> Any:
+    """Compress the gradients of a linear layer, given by their factors.
+
+    Parameters
+    ----------
+    native
+        The structure.
+    name
+        The compressor's, for messages.
+    inputs, grad_outputs
+        (n, t, in_features) and (n, t, out_features), or both without t: NumPy arrays or torch CPU tensors.
+    bias
+        Whether `inputs` lacks the column of ones that is the layer's last input.
+    out
+        None, or a writable C-contiguous float32 array (n, k).
+
+    Returns
+    -------
+    array
+        `out`, or a new array (n, k) of the library of `inputs`.
+
+    Raises
+    ------
+    UnsupportedArrayError
+        For another library, device or dtype.
+    ShapeError
+        If the shapes do not fit the layer or each other; if `out` has another shape, is not C-contiguous or not writable,
+        or shares memory with a factor.
+
+    """
+    left, right = _as_input(name, inputs), _as_input(name, grad_outputs)
+    shape = shapes.factor_output_shape(
+        name, left.shape, right.shape, native.features, bias, native.output_dim
+    )
+    result, target = _output(name, shape, out, inputs, left, right)
+    if left.ndim == 2:
+        left, right = left[:, None, :], right[:, None, :]
+    native.compress_factors(left, right, bias, target)
+    return result

@@ -6,6 +6,7 @@ from grass_rs.compress.compressor import (
     RowCompressor,
     compressor_from_bytes,
     compressor_from_spec,
+    register_torch_ops,
 )
 from grass_rs.compress.factgrass import FactGraSS
 from grass_rs.compress.gaussian import Gaussian
@@ -29,4 +30,5 @@ __all__ = [
     "TileSketch",
     "compressor_from_bytes",
     "compressor_from_spec",
+    "register_torch_ops",
 ]

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from grass_rs import _native
 from grass_rs._backends import cpu
-from grass_rs.errors import ShapeError, SpecError, unknown_name, whole_number
+from grass_rs._backends.dispatch import backend_of, backend_of_both, is_traced
+from grass_rs._native import Compressor as NativeCompressor
+from grass_rs.errors import SpecError, unknown_name, whole_number
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -29,7 +31,9 @@ class Compressor:
     """The spec's `type`."""
     kinds: ClassVar[tuple[str, ...]] = ()
     """Values that the argument `kind` may have."""
-    _native: _native.Compressor
+    _native: NativeCompressor
+    _spec_json: str
+    """The spec in canonical JSON; torch.compile reads it, and cannot be relied on to read the native structure's."""
 
     def __init_subclass__(cls) -> None:
         if "type_name" in vars(cls):
@@ -46,7 +50,10 @@ class Compressor:
             elif name not in {"kind", "indices"}:
                 arguments[name] = self._whole_number(name, value)
         spec = {"type": self.type_name, **arguments}
-        self._native = _native.Compressor.from_spec(json.dumps(spec))
+        self._adopt(NativeCompressor.from_spec(json.dumps(spec)))
+
+    def _adopt(self, native: NativeCompressor) -> None:
+        self._native, self._spec_json = native, native.spec
 
     def _whole_number(self, name: str, value: Any, least: int = 0, most: int = 2**64 - 1) -> int:
         return whole_number(f"{type(self).__name__}: {name}", value, least, most)
@@ -64,7 +71,7 @@ class Compressor:
     @property
     def spec(self) -> dict[str, Any]:
         """The type and the constructor's arguments, defaults resolved; determines the map."""
-        spec: dict[str, Any] = json.loads(self._native.spec)
+        spec: dict[str, Any] = json.loads(self._spec_json)
         return spec
 
     @property
@@ -109,10 +116,10 @@ class Compressor:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Compressor):
             return NotImplemented
-        return self._native.spec == other._native.spec
+        return self._spec_json == other._spec_json
 
     def __hash__(self) -> int:
-        return hash(self._native.spec)
+        return hash(self._spec_json)
 
     def __repr__(self) -> str:
         arguments = ", ".join(
@@ -139,8 +146,8 @@ class RowCompressor(Compressor):
         Parameters
         ----------
         x
-            (n, p) or (p,), a NumPy array or torch CPU tensor of float64, float32, float16 or
-            bfloat16, with any strides. Values are accumulated in float32.
+            (n, p) or (p,), a NumPy array, torch tensor (CPU or CUDA) or CuPy array of float64,
+            float32, float16 or bfloat16, with any strides. Values are accumulated in float32.
         out
             Where to write: a C-contiguous float32 array of the result's shape that shares no memory with x.
 
@@ -158,17 +165,13 @@ class RowCompressor(Compressor):
 
         """
         name = type(self).__name__
-        native = self._native
-        rows, p = cpu.as_input(name, x), native.input_dim
-        shape = rows.shape
-        if not 1 <= len(shape) <= 2 or shape[-1] != p:
-            msg = f"{name} expects (n, {p}) or ({p},), got {shape}: the last axis must equal input_dim={p}"
-            raise ShapeError(msg)
-        result, target = _output(name, (*shape[:-1], native.output_dim), out, x, rows)
-        if len(shape) == 1:
-            rows, target = rows[None], target[None]
-        native.compress(rows, target)
-        return result
+        if type(x) is np.ndarray:
+            return cpu.compress_rows(self._native, name, x, out)
+        if is_traced(x):
+            from grass_rs._backends import torch_ops  # noqa: PLC0415 - loads torch
+
+            return torch_ops.compress_rows(self._spec_json, name, x, out)
+        return backend_of(name, x).compress_rows(self._native, name, x, out)
 
 
 class FactorCompressor(Compressor):
@@ -213,23 +216,16 @@ class FactorCompressor(Compressor):
             raise SpecError(
                 f"{name}: bias expects True or False, got {type(bias).__name__}: the ones are implied, pass no values"
             )
-        left, right = cpu.as_input(name, inputs), cpu.as_input(name, grad_outputs)
-        d_in, d_out = self._features
-        shape_in, shape_out = left.shape, right.shape
-        fits = 2 <= len(shape_in) <= 3 and shape_in[:-1] == shape_out[:-1]
-        if not fits or shape_in[-1] != d_in - bias or shape_out[-1] != d_out:
-            msg = (
-                f"{name} expects inputs (n, t, {d_in}), or (n, t, {d_in - 1}) with bias=True, and grad_outputs "
-                f"(n, t, {d_out}), or both without t, got {shape_in} and {shape_out} with bias={bias}: "
-                f"a layer with a bias has a last input of ones"
+        if type(inputs) is type(grad_outputs) is np.ndarray:
+            return cpu.compress_factors(self._native, name, inputs, grad_outputs, bias, out)
+        if is_traced(inputs) or is_traced(grad_outputs):
+            from grass_rs._backends import torch_ops  # noqa: PLC0415 - loads torch
+
+            return torch_ops.compress_factors(
+                self._spec_json, name, inputs, grad_outputs, bias, out
             )
-            raise ShapeError(msg)
-        shape = (shape_in[0], self._native.output_dim)
-        result, target = _output(name, shape, out, inputs, left, right)
-        if len(shape_in) == 2:
-            left, right = left[:, None, :], right[:, None, :]
-        self._native.compress_factors(left, right, bias, target)
-        return result
+        backend = backend_of_both(name, inputs, grad_outputs)
+        return backend.compress_factors(self._native, name, inputs, grad_outputs, bias, out)
 
     @property
     def in_features(self) -> int:
@@ -252,23 +248,10 @@ class FactorCompressor(Compressor):
         return features
 
 
-def _output(
-    name: str, shape: tuple[int, ...], out: Any, like: Any, *inputs: NDArray[Any]
-) -> tuple[Any, NDArray[np.float32]]:
-    """Return what a call returns, `out` or a new array like an input, and its view for the core."""
-    if out is None:
-        return cpu.new_output(like, shape)
-    target = cpu.as_output(name, out, shape)
-    if any(np.may_share_memory(array, target) for array in inputs):
-        msg = f"{name}: out expects memory of its own, got a part of an input: allocate it"
-        raise ShapeError(msg)
-    return out, target
-
-
-def _wrap(native: _native.Compressor) -> Compressor:
+def _wrap(native: NativeCompressor) -> Compressor:
     cls = _CLASSES[json.loads(native.spec)["type"]]
     compressor = cls.__new__(cls)
-    compressor._native = native  # noqa: SLF001 - the constructor of every class sets just this
+    compressor._adopt(native)  # noqa: SLF001 - the constructor of every class does just this
     return compressor
 
 
@@ -281,7 +264,7 @@ def compressor_from_bytes(data: bytes) -> Compressor:
         If the bytes are damaged, of another format version, or no compressor.
 
     """
-    return _wrap(_native.Compressor.from_bytes(data))
+    return _wrap(NativeCompressor.from_bytes(data))
 
 
 def compressor_from_spec(spec: object) -> Compressor:
@@ -299,4 +282,13 @@ def compressor_from_spec(spec: object) -> Compressor:
     type_name = spec.get("type")
     if not isinstance(type_name, str) or type_name not in _CLASSES:
         raise SpecError(unknown_name("compressor type", type_name, _CLASSES))
-    return _wrap(_native.Compressor.from_spec(json.dumps(dict(spec))))
+    return _wrap(NativeCompressor.from_spec(json.dumps(dict(spec))))
+
+
+def register_torch_ops() -> None:
+    """Register the operators of exported programs, `torch.ops.grass_rs`, with torch.
+
+    A process that loads a program, saved by `torch.export.save`, which compresses needs this before. Compressors that
+    are called while torch compiles or exports register them on their own.
+    """
+    import_module("grass_rs._backends.torch_ops")

@@ -10,7 +10,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from grass_rs._backends.cuda.sources import source
+from cuda_on_cpu.emulator import HERE
+from grass_rs._backends.cuda.sources import KERNELS, source
 
 
 @dataclass(frozen=True)
@@ -27,11 +28,12 @@ class Resources:
 @cache
 def _library() -> Any:
     spec = importlib.util.find_spec("nvidia")
-    assert spec is not None, "nvidia-cuda-nvrtc is not installed"
-    for folder in spec.submodule_search_locations or ():
+    for folder in (spec and spec.submodule_search_locations) or ():
         for path in sorted(Path(folder).glob("**/libnvrtc.so.*")):
             return ctypes.CDLL(str(path))
-    raise AssertionError("nvidia-cuda-nvrtc has no libnvrtc.so")
+    raise AssertionError(
+        "NVRTC compiles the CUDA sources, but no package has it: pip install --group test"
+    )
 
 
 def compile_source(text: str, name: str, macros: tuple[str, ...], arch: str) -> tuple[bytes, str]:
@@ -70,8 +72,8 @@ def compile_source(text: str, name: str, macros: tuple[str, ...], arch: str) -> 
 
 @cache
 def resources(file: str, macros: tuple[str, ...], arch: str) -> Resources:
-    """Compile a source and return what its kernel needs."""
-    _, log = compile_source(source(file), file, macros, arch)
+    """Compile a source of the kernels' folder or of the tests', and return what its kernel needs."""
+    _, log = compile_source(source(file, (KERNELS, HERE)), file, macros, arch)
     numbers = [int(n) for n in re.findall(r"Used (\d+) registers", log)]
     assert len(numbers) == 1, (
         f"expected one kernel in {file}, the assembler's log has {len(numbers)}:\n{log}"

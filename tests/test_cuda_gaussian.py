@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ml_dtypes
 import numpy as np
 import pytest
 
-import cuda_on_cpu
 import grass_rs as grass
 import nvrtc
 import reference
@@ -18,6 +16,7 @@ from cuda_on_cpu import emulator
 from cuda_on_cpu.device import EmulatedDevice
 from grass_rs._backends.cuda import gaussian
 from grass_rs._backends.cuda.gaussian import GaussianProgram, groups_of, projection_launch
+from grass_rs._backends.cuda.launch import Kernel, Launch
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -61,10 +60,10 @@ def test_normal_numbers_at_the_edges() -> None:
     words = [(edges, random), (random, edges), (ones, edges), (ones * 0, edges), (edges, ones * 0)]
     words = np.concatenate([np.stack(pair, axis=1) for pair in words]).astype(np.uint32)
     numbers = np.empty(words.shape, dtype=np.float32)
-    file = Path(cuda_on_cpu.__path__[0]) / "normal_pairs.cu"
     grid = -(-len(words) // 256), 1, 1
     args = words, np.uint32(len(words)), numbers
-    emulator.launch(str(file), "normal_pairs", (), grid, (256, 1, 1), 0, args)
+    kernel = Kernel("normal_pairs.cu", "normal_pairs", ())
+    emulator.launch(Launch(kernel, grid, (256, 1, 1), 0), args)
     first, second = words.astype(np.float64).T
     radius = np.sqrt(-2 * np.log((first + 1) / 2**32))
     angle = 2 * np.pi * second / 2**32

@@ -1,4 +1,4 @@
-"""A device that is the emulator: programs run on NumPy arrays."""
+"""Devices without a GPU: one that remembers launches, and one that runs them on the CPU."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cuda_on_cpu.emulator import launch
+from cuda_on_cpu.emulator import guarded_empty, launch
 from grass_rs._backends.cuda.launch import DeviceArray
 
 if TYPE_CHECKING:
@@ -18,24 +18,24 @@ if TYPE_CHECKING:
     from grass_rs._backends.cuda.launch import Launch
 
 
-class EmulatedDevice:
-    """Runs launches on the CPU, in the order of `schedule`, and remembers them."""
+class RecordingDevice:
+    """Has NumPy arrays and remembers launches: what a program launches does not depend on values."""
 
-    def __init__(self, schedule: int = 0, compute_capability: int = 90) -> None:
-        self.schedule = schedule
+    def __init__(self, compute_capability: int = 90) -> None:
         self.compute_capability = compute_capability
         self.launches: list[Launch] = []
+        self.arrays: list[NDArray[Any]] = []
+        """Everything that a pointer may point to."""
         self._constants: dict[tuple[str, ...], DeviceArray] = {}
 
     def array(self, values: NDArray[Any]) -> DeviceArray:
         """Return NumPy memory as the device's; ml_dtypes' bfloat16 keeps its name."""
+        self.arrays.append(values)
         strides = tuple(stride // values.itemsize for stride in values.strides)
         return DeviceArray(values.ctypes.data, values.shape, strides, values.dtype.name, values)
 
     def empty(self, shape: tuple[int, ...], dtype: str = "float32") -> DeviceArray:
-        values = np.empty(shape, dtype=dtype)
-        values.view(np.uint8 if values.ndim else dtype).fill(0xFF)
-        return self.array(values)
+        return self.array(guarded_empty(shape, dtype))
 
     def constant(self, key: tuple[str, ...], make: Callable[[], NDArray[Any]]) -> DeviceArray:
         if key not in self._constants:
@@ -55,18 +55,20 @@ class EmulatedDevice:
             result[...] += values(add)
 
     def launch(self, launched: Launch, args: Sequence[np.generic]) -> None:
+        assert all(isinstance(arg, np.generic) for arg in args)
         self.launches.append(launched)
-        kernel = launched.kernel
-        launch(
-            kernel.file,
-            kernel.name,
-            kernel.macros,
-            launched.grid,
-            launched.block,
-            launched.shared_bytes,
-            args,
-            self.schedule,
-        )
+
+
+class EmulatedDevice(RecordingDevice):
+    """Runs launches on the CPU, in the order of `schedule`."""
+
+    def __init__(self, schedule: int = 0, compute_capability: int = 90) -> None:
+        super().__init__(compute_capability)
+        self.schedule = schedule
+
+    def launch(self, launched: Launch, args: Sequence[np.generic]) -> None:
+        super().launch(launched, args)
+        launch(launched, args, self.schedule)
 
 
 def values(array: DeviceArray) -> NDArray[Any]:

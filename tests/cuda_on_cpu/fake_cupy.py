@@ -13,7 +13,7 @@ import numpy as np
 
 from cuda_on_cpu import emulator
 from cuda_on_cpu.device import at_address
-from grass_rs._backends.cuda.launch import Kernel
+from grass_rs._backends.cuda.launch import Kernel, Launch
 from grass_rs._backends.cuda.sources import source
 
 if TYPE_CHECKING:
@@ -208,7 +208,7 @@ class RawKernel:
         if cupy.run:
             kernel = self._kernel
             grid = tuple(max(1, blocks) for blocks in grid)
-            emulator.launch(kernel.file, kernel.name, kernel.macros, grid, block, shared_mem, args)
+            emulator.launch(Launch(kernel, grid, block, shared_mem), args)
 
 
 class _Device:

@@ -1,22 +1,16 @@
-// CUDA on the CPU: the kernels' sources run unchanged, threads as fibers, one block after another.
-//
-// A fiber runs until it waits (barrier, warp exchange) or ends; then the next one runs, in the order of the schedule.
-// Shared memory is poisoned with NaN before every block, so that what nobody wrote is seen.
+// CUDA on the CPU: what the kernels' sources take from CUDA, so that they run unchanged.
 
 #pragma once
 
+#include <algorithm>
 #include <cmath>
-#include <cstddef>
 #include <cstdint>
-#include <cstdio>
 #include <cstring>
-#include <memory>
-#include <stdexcept>
 #include <string>
+#include <type_traits>
 #include <utility>
-#include <vector>
 
-#include <ucontext.h>
+#include "machine.h"
 
 #define __global__
 #define __device__
@@ -25,215 +19,90 @@
 #define __align__(bytes) alignas(bytes)
 #define __launch_bounds__(...)
 
-struct Index3 {
-    unsigned x, y, z;
-};
+#define threadIdx (emulator::thread_index())
+#define blockIdx (emulator::block_index())
+#define blockDim (emulator::block_shape())
+#define gridDim (emulator::grid_shape())
+#define shared_memory (emulator::shared_memory())
 
 namespace emulator {
 
-enum class State { READY, AT_BLOCK_BARRIER, AT_WARP_BARRIER, DONE };
-
-constexpr std::size_t STACK_BYTES = 64 * 1024;
-constexpr unsigned WARP = 32;
-
-struct Fiber {
-    ucontext_t context;
-    std::unique_ptr<char[]> stack;
-    State state;
-    Index3 index;
-    unsigned number;
-};
-
-struct Machine {
-    std::vector<Fiber> fibers;
-    std::vector<std::uint64_t> slots;
-    std::vector<unsigned char> shared;
-    ucontext_t scheduler;
-    Fiber* current;
-    Index3 block, block_shape, grid_shape;
-    void (*call)(void**);
-    void** args;
-};
-
-inline Machine machine;
-
-inline void wait(State at) {
-    Fiber* self = machine.current;
-    self->state = at;
-    swapcontext(&self->context, &machine.scheduler);
-}
-
-inline void run_fiber() {
-    machine.call(machine.args);
-    machine.current->state = State::DONE;
-    swapcontext(&machine.current->context, &machine.scheduler);
-}
-
-inline unsigned warp_begin() { return machine.current->number / WARP * WARP; }
-
-// What every lane of the caller's warp gave, by lane; lanes that do not exist gave nothing.
+// What the lanes of a warp gave, by lane.
 template <class T>
-std::vector<T> exchange(T value) {
-    static_assert(sizeof(T) <= 8);
-    const unsigned begin = warp_begin(), self = machine.current->number;
-    std::memcpy(&machine.slots[self], &value, sizeof(T));
-    wait(State::AT_WARP_BARRIER);
-    const unsigned end = std::min<std::size_t>(begin + WARP, machine.fibers.size());
-    std::vector<T> values(end - begin);
-    for (unsigned lane = 0; lane < values.size(); ++lane) std::memcpy(&values[lane], &machine.slots[begin + lane], sizeof(T));
-    wait(State::AT_WARP_BARRIER);
-    return values;
-}
+struct Lanes {
+    static_assert(sizeof(T) <= sizeof(Value) && std::is_trivially_copyable_v<T>);
 
-inline void release_warps() {
-    const std::size_t threads = machine.fibers.size();
-    for (std::size_t begin = 0; begin < threads; begin += WARP) {
-        const std::size_t end = std::min<std::size_t>(begin + WARP, threads);
-        bool all = true;
-        for (std::size_t i = begin; i < end; ++i) all &= machine.fibers[i].state == State::AT_WARP_BARRIER;
-        if (!all) continue;
-        for (std::size_t i = begin; i < end; ++i) machine.fibers[i].state = State::READY;
+    Lanes(unsigned mask, const T& own, Site site) {
+        Value value = {};
+        std::memcpy(&value, &own, sizeof(T));
+        const Gathered all = gather(mask, value, false, site);
+        given = all.lanes;
+        // Lanes that gave nothing are poison.
+        std::memset(values, 0xFF, sizeof values);
+        for (unsigned lane = 0; lane < warp_size; ++lane)
+            if (given >> lane & 1) std::memcpy(&values[lane], &all.values[lane], sizeof(T));
     }
-}
 
-// Whether any fiber can go on.
-inline bool release() {
-    release_warps();
-    bool ready = false, done = true, barrier = true;
-    for (const Fiber& fiber : machine.fibers) {
-        ready |= fiber.state == State::READY;
-        done &= fiber.state == State::DONE;
-        barrier &= fiber.state == State::AT_BLOCK_BARRIER;
-    }
-    if (ready) return true;
-    if (done) return false;
-    if (!barrier) throw std::runtime_error("threads wait at a barrier that others of the block or warp do not reach");
-    for (Fiber& fiber : machine.fibers) fiber.state = State::READY;
-    return true;
-}
+    T values[warp_size];
+    unsigned given;
+};
 
-inline void run_block(const std::vector<unsigned>& order) {
-    const Index3 shape = machine.block_shape;
-    std::memset(machine.shared.data(), 0xFF, machine.shared.size());
-    for (std::size_t i = 0; i < machine.fibers.size(); ++i) {
-        Fiber& fiber = machine.fibers[i];
-        fiber.number = i;
-        fiber.index = {unsigned(i) % shape.x, unsigned(i) / shape.x % shape.y, unsigned(i) / shape.x / shape.y};
-        fiber.state = State::READY;
-        if (!fiber.stack) fiber.stack.reset(new char[STACK_BYTES]);
-        getcontext(&fiber.context);
-        fiber.context.uc_stack.ss_sp = fiber.stack.get();
-        fiber.context.uc_stack.ss_size = STACK_BYTES;
-        fiber.context.uc_link = nullptr;
-        makecontext(&fiber.context, run_fiber, 0);
-    }
-    while (release()) {
-        for (const unsigned i : order) {
-            if (machine.fibers[i].state != State::READY) continue;
-            machine.current = &machine.fibers[i];
-            swapcontext(&machine.scheduler, &machine.fibers[i].context);
-        }
-    }
-}
-
-// Schedule 0 runs the threads forwards, 1 backwards, others in an order of their own.
-inline std::vector<unsigned> order_of(unsigned count, unsigned schedule) {
-    std::vector<unsigned> order(count);
-    for (unsigned i = 0; i < count; ++i) order[i] = schedule == 1 ? count - 1 - i : i;
-    std::uint64_t state = schedule;
-    for (unsigned i = count; schedule > 1 && i > 1; --i) {
-        state = state * 6364136223846793005u + 1442695040888963407u;
-        std::swap(order[i - 1], order[(state >> 33) % i]);
-    }
-    return order;
-}
-
-template <class... Args, std::size_t... I>
-void apply(void (*kernel)(Args...), void** args, std::index_sequence<I...>) {
-    kernel(*static_cast<std::remove_cv_t<Args>*>(args[I])...);
-}
-
-template <class... Args>
-std::vector<std::size_t> sizes_of(void (*)(Args...)) {
-    return {sizeof(Args)...};
-}
-
-template <class... Args>
-void apply(void (*kernel)(Args...), void** args) {
-    apply(kernel, args, std::index_sequence_for<Args...>());
-}
-
-inline thread_local std::string message;
-
-inline const char* launch(void (*call)(void**), const std::vector<std::size_t>& expected, const unsigned* shape,
-                          unsigned shared_bytes, unsigned schedule, void** args, const unsigned* sizes, unsigned count) {
-    try {
-        if (count != expected.size()) throw std::runtime_error("wrong number of arguments: " + std::to_string(count) + " for " + std::to_string(expected.size()));
-        for (unsigned i = 0; i < count; ++i)
-            if (sizes[i] != expected[i]) throw std::runtime_error("argument " + std::to_string(i) + " has " + std::to_string(sizes[i]) + " bytes, expected " + std::to_string(expected[i]));
-        machine.grid_shape = {shape[0], shape[1], shape[2]};
-        machine.block_shape = {shape[3], shape[4], shape[5]};
-        machine.call = call;
-        machine.args = args;
-        machine.shared.resize(shared_bytes);
-        const unsigned threads = shape[3] * shape[4] * shape[5], blocks = shape[0] * shape[1] * shape[2];
-        machine.fibers.resize(threads);
-        machine.slots.resize(threads);
-        const std::vector<unsigned> order = order_of(threads, schedule);
-        for (const unsigned block : order_of(blocks, schedule)) {
-            machine.block = {block % shape[0], block / shape[0] % shape[1], block / shape[0] / shape[1]};
-            run_block(order);
-        }
-        return nullptr;
-    } catch (const std::exception& error) {
-        message = error.what();
-        return message.c_str();
-    }
-}
+constexpr unsigned all_lanes = 0xFFFFFFFFu;
 
 }  // namespace emulator
 
-#define threadIdx (emulator::machine.current->index)
-#define blockIdx (emulator::machine.block)
-#define blockDim (emulator::machine.block_shape)
-#define gridDim (emulator::machine.grid_shape)
-#define shared_memory (emulator::machine.shared.data())
+using emulator::Site;
 
-inline void __syncthreads() { emulator::wait(emulator::State::AT_BLOCK_BARRIER); }
+inline void __syncthreads(Site site = emulator::here()) { emulator::wait_for_block(site); }
 
-inline void __syncwarp(unsigned = 0xFFFFFFFFu) { emulator::wait(emulator::State::AT_WARP_BARRIER); }
-
-template <class T>
-T __shfl_sync(unsigned, T value, int lane) { return emulator::exchange(value)[lane % 32]; }
-
-template <class T>
-T __shfl_xor_sync(unsigned, T value, int lanes) {
-    return emulator::exchange(value)[(emulator::machine.current->number % 32) ^ lanes];
+inline void __syncwarp(unsigned mask = emulator::all_lanes, Site site = emulator::here()) {
+    emulator::gather(mask, {}, true, site);
 }
 
 template <class T>
-T __shfl_down_sync(unsigned, T value, unsigned lanes) {
-    const std::vector<T> values = emulator::exchange(value);
-    const unsigned lane = emulator::machine.current->number % 32;
-    return lane + lanes < values.size() ? values[lane + lanes] : value;
+T __shfl_sync(unsigned mask, T value, int lane, Site site = emulator::here()) {
+    return emulator::Lanes<T>(mask, value, site).values[lane & 31];
 }
 
 template <class T>
-unsigned __match_any_sync(unsigned, T value) {
-    const std::vector<T> values = emulator::exchange(value);
+T __shfl_xor_sync(unsigned mask, T value, int lanes, Site site = emulator::here()) {
+    const unsigned lane = emulator::lane() ^ lanes;
+    const emulator::Lanes<T> all(mask, value, site);
+    return lane < 32 ? all.values[lane] : value;
+}
+
+template <class T>
+T __shfl_down_sync(unsigned mask, T value, unsigned lanes, Site site = emulator::here()) {
+    const unsigned lane = emulator::lane() + lanes;
+    const emulator::Lanes<T> all(mask, value, site);
+    return lane < 32 ? all.values[lane] : value;
+}
+
+template <class T>
+T __shfl_up_sync(unsigned mask, T value, unsigned lanes, Site site = emulator::here()) {
+    const unsigned lane = emulator::lane() - lanes;
+    const emulator::Lanes<T> all(mask, value, site);
+    return lane < 32 ? all.values[lane] : value;
+}
+
+template <class T>
+unsigned __match_any_sync(unsigned mask, T value, Site site = emulator::here()) {
+    const emulator::Lanes<T> all(mask, value, site);
     unsigned peers = 0;
-    for (unsigned lane = 0; lane < values.size(); ++lane) peers |= unsigned(values[lane] == value) << lane;
-    return peers;
+    for (unsigned lane = 0; lane < 32; ++lane) peers |= unsigned(all.values[lane] == value) << lane;
+    return peers & all.given;
 }
 
-inline unsigned __ballot_sync(unsigned, int predicate) {
-    const std::vector<int> values = emulator::exchange(predicate);
+inline unsigned __ballot_sync(unsigned mask, int predicate, Site site = emulator::here()) {
+    const emulator::Lanes<int> all(mask, predicate, site);
     unsigned ballot = 0;
-    for (unsigned lane = 0; lane < values.size(); ++lane) ballot |= unsigned(values[lane] != 0) << lane;
-    return ballot;
+    for (unsigned lane = 0; lane < 32; ++lane) ballot |= unsigned(all.values[lane] != 0) << lane;
+    return ballot & all.given;
 }
 
-inline int __any_sync(unsigned mask, int predicate) { return __ballot_sync(mask, predicate) != 0; }
+inline int __any_sync(unsigned mask, int predicate, Site site = emulator::here()) {
+    return __ballot_sync(mask, predicate, site) != 0;
+}
 
 inline unsigned __umulhi(unsigned a, unsigned b) { return (std::uint64_t(a) * b) >> 32; }
 
@@ -260,7 +129,7 @@ inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
 inline int __ffs(int bits) { return __builtin_ffs(bits); }
 
 inline unsigned __funnelshift_r(unsigned low, unsigned high, unsigned shift) {
-    return ((std::uint64_t(high) << 32 | low) >> (shift & 31));
+    return (std::uint64_t(high) << 32 | low) >> (shift & 31);
 }
 
 using std::max;
@@ -276,10 +145,104 @@ inline float half_bits_to_float(unsigned short bits) {
     return __uint_as_float(sign | (exponent + 112) << 23 | fraction << 13);
 }
 
+// The bodies of tensor_core.cuh's functions.
+
+namespace emulator {
+
+struct Operands {
+    unsigned a[4], b[2];
+};
+
+template <class ToFloat>
+void multiply_add(float (&sums)[4], const unsigned (&a)[4], const unsigned (&b)[2], ToFloat to_float, Site site) {
+    const Lanes<Operands> all(all_lanes, {{a[0], a[1], a[2], a[3]}, {b[0], b[1]}}, site);
+    for (unsigned i = 0; i < 4; ++i) {
+        const unsigned row = lane() / 4 + i / 2 * 8, column = 2 * (lane() % 4) + i % 2;
+        // Products of 16-bit numbers are exact; the tensor core's order of additions is not known.
+        double sum = sums[i];
+        for (unsigned k = 0; k < 16; ++k) {
+            const unsigned left = all.values[row % 8 * 4 + k % 8 / 2].a[row / 8 + k / 8 * 2] >> k % 2 * 16;
+            const unsigned right = all.values[column * 4 + k % 8 / 2].b[k / 8] >> k % 2 * 16;
+            sum += double(to_float(left & 0xFFFF)) * to_float(right & 0xFFFF);
+        }
+        sums[i] = float(sum);
+    }
+}
+
+}  // namespace emulator
+
+inline void mma_f16(float (&sums)[4], const unsigned (&a)[4], const unsigned (&b)[2], Site site = emulator::here()) {
+    emulator::multiply_add(sums, a, b, [](unsigned bits) { return half_bits_to_float(bits); }, site);
+}
+
+inline void mma_bf16(float (&sums)[4], const unsigned (&a)[4], const unsigned (&b)[2], Site site = emulator::here()) {
+    emulator::multiply_add(sums, a, b, [](unsigned bits) { return __uint_as_float(bits << 16); }, site);
+}
+
+template <bool Transposed, int Count>
+void load_matrices(unsigned (&out)[Count], const void* shared, Site site = emulator::here()) {
+    static_assert(Count == 2 || Count == 4);
+    const emulator::Lanes<const void*> rows(emulator::all_lanes, shared, site);
+    const unsigned q = emulator::lane() / 4, r = 2 * (emulator::lane() % 4);
+    for (unsigned m = 0; m < Count; ++m) {
+        unsigned short pair[2];
+        for (unsigned i = 0; i < 2; ++i) {
+            const void* row = rows.values[8 * m + (Transposed ? r + i : q)];
+            if (reinterpret_cast<std::uintptr_t>(row) % 16)
+                emulator::fail("loads a row of a matrix that does not begin at a multiple of 16 bytes");
+            pair[i] = static_cast<const unsigned short*>(row)[Transposed ? q : r + i];
+        }
+        std::memcpy(&out[m], pair, 4);
+    }
+}
+
+template <int Size>
+void copy_async(void* shared, const void* global, unsigned bytes) {
+    static_assert(Size == 4 || Size == 8 || Size == 16);
+    emulator::start_copy(shared, global, Size, bytes);
+}
+
+inline void commit_copies() { emulator::commit_copies(); }
+
+template <int Pending>
+void wait_for_copies() {
+    emulator::wait_for_copies(Pending);
+}
+
 // At the end of a source: what the tests call to run its kernel.
-#define EMULATE(kernel)                                                                                                \
-    extern "C" const char* launch(const unsigned* shape, unsigned shared_bytes, unsigned schedule, void** args,        \
-                                  const unsigned* sizes, unsigned count) {                                             \
-        return emulator::launch([](void** values) { emulator::apply(kernel, values); }, emulator::sizes_of(kernel),    \
-                                shape, shared_bytes, schedule, args, sizes, count);                                    \
+
+namespace emulator {
+
+// The types of a kernel's arguments, as NumPy writes them: "u8 f4".
+template <class T>
+std::string type_name() {
+    if constexpr (std::is_pointer_v<T>) return "u8";
+    else if constexpr (std::is_enum_v<T>) return type_name<std::underlying_type_t<T>>();
+    else return (std::is_floating_point_v<T> ? "f" : std::is_signed_v<T> ? "i" : "u") + std::to_string(sizeof(T));
+}
+
+template <class... Args>
+std::string type_names(void (*)(Args...)) {
+    std::string names;
+    ((names += (names.empty() ? "" : " ") + type_name<std::remove_cv_t<Args>>()), ...);
+    return names;
+}
+
+template <class... Args, std::size_t... I>
+void call(void (*kernel)(Args...), void** args, std::index_sequence<I...>) {
+    kernel(*static_cast<std::remove_cv_t<Args>*>(args[I])...);
+}
+
+template <class... Args>
+void call(void (*kernel)(Args...), void** args) {
+    call(kernel, args, std::index_sequence_for<Args...>());
+}
+
+}  // namespace emulator
+
+#define EMULATE(kernel)                                                                                              \
+    extern "C" const char* launch(const unsigned* shape, unsigned shared_bytes, unsigned schedule, void** args,      \
+                                  const char* types) {                                                               \
+        return emulator::launch([](void** values) { emulator::call(kernel, values); }, emulator::type_names(kernel), \
+                                shape, shared_bytes, schedule, args, types);                                         \
     }

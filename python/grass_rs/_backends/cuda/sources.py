@@ -11,21 +11,22 @@ _INCLUDE = re.compile(r'^#include "(\w+\.cuh)"\n', re.MULTILINE)
 
 
 @cache
-def source(file: str, platform: Path = KERNELS / "platform.cuh") -> str:
-    """Return a source of the kernels' folder with each header it includes in place of the first include.
+def source(file: str, folders: tuple[Path, ...] = (KERNELS,)) -> str:
+    """Return a source with each header it includes in place of the first include.
 
     Parameters
     ----------
     file
         Name of a source, for example "cyclic.cu".
-    platform
-        What to take for platform.cuh, the header of all that is not plain C++.
+    folders
+        Where it and its headers are looked for, in this order.
 
     """
     included: set[str] = set()
 
     def expand(name: str) -> str:
-        path = platform if name == "platform.cuh" else KERNELS / name
+        paths = [folder / name for folder in folders]
+        path = next((path for path in paths if path.exists()), paths[-1])
         text = path.read_text(encoding="utf-8").replace("#pragma once\n", "\n")
 
         def include(match: re.Match[str]) -> str:

@@ -73,6 +73,15 @@ def num_threads() -> Iterator[Callable[[int], None]]:
     grass.set_num_threads(before)
 
 
+@pytest.fixture(params=["cpu", "copied"])
+def rows_arrive(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run the test with rows handed over at once, and with rows copied from a device beside the model."""
+    if request.param == "copied":
+        from slow_copies import SlowCopies
+
+        monkeypatch.setattr("grass_rs.engine.transfer.CudaCopies", SlowCopies)
+
+
 @pytest.fixture(scope="session")
 def run_script() -> Callable[..., str]:
     """Return a function that runs Python code in a fresh interpreter and returns what it printed."""

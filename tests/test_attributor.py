@@ -28,6 +28,7 @@ from networks import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -118,6 +119,7 @@ def test_influence_is_the_dense_formula(
     assert scores.ids.tolist() == list(range(30))
 
 
+@pytest.mark.usefixtures("rows_arrive")
 def test_graddot_and_gradcos_are_products_and_cosines_of_rows(tmp_path: Path) -> None:
     model = mlp()
     inputs, targets = mlp_data(12)
@@ -169,6 +171,23 @@ def test_removing_a_helpful_example_raises_the_loss_of_the_query() -> None:
     assert (before - after) / step == pytest.approx(score, rel=0.02, abs=1e-3)
 
 
+@pytest.mark.usefixtures("rows_arrive")
+def test_a_later_error_does_not_hide_an_example_that_is_not_finite(tmp_path: Path) -> None:
+    model = mlp()
+    inputs, targets = mlp_data(20)
+    inputs[5] = torch.nan
+    batches = [(inputs[i : i + 4], targets[i : i + 4]) for i in (0, 4)]
+
+    def loader() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        yield from batches
+        raise OSError
+
+    attributor = grass.Attributor(model, "cross_entropy", grass.Plan.for_model(model, dim=8))
+    with pytest.raises(grass.NonFiniteError, match="example 5"):
+        attributor.cache(loader(), tmp_path / "s", progress=False)
+    assert grass.open_store(tmp_path / "s").ids.tolist() == [0, 1, 2, 3]
+
+
 class TestRefused:
     @pytest.fixture
     def model(self) -> nn.Module:
@@ -179,6 +198,7 @@ class TestRefused:
         attributor = grass.Attributor(model, "cross_entropy", plan)
         return attributor.cache(loader, path, progress=False, **options)
 
+    @pytest.mark.usefixtures("rows_arrive")
     def test_nonfinite_gradients_name_the_example_and_keep_the_rest(
         self, model: nn.Module, tmp_path: Path
     ) -> None:
@@ -188,6 +208,7 @@ class TestRefused:
             self._cache(model, loader_of(inputs, targets), tmp_path / "s")
         assert grass.open_store(tmp_path / "s").ids.tolist() == list(range(12))
 
+    @pytest.mark.usefixtures("rows_arrive")
     def test_nonfinite_examples_are_skipped_and_recorded(
         self, model: nn.Module, tmp_path: Path
     ) -> None:
@@ -203,6 +224,7 @@ class TestRefused:
         again = self._cache(model, loader, tmp_path / "s", on_nonfinite="skip")
         assert len(again) == 18
 
+    @pytest.mark.usefixtures("rows_arrive")
     @pytest.mark.parametrize("dtype", ["float32", "int8"])
     def test_products_that_float32_does_not_hold_are_not_finite(
         self, tmp_path: Path, dtype: str
@@ -213,7 +235,9 @@ class TestRefused:
 
         def loss(model: nn.Module, batch: list[torch.Tensor]) -> torch.Tensor:
             (x,) = batch
-            return (1e-20 * model(x) * torch.where(x > 1e20, 1e20, 1.0)[:, :1] * 1e20).sum(1)
+            outputs = model(x)
+            # Losses and factors are finite.
+            return ((outputs - outputs.detach()) * torch.where(x > 1e20, 1e20, 1.0)[:, :1]).sum(1)
 
         attributor = grass.Attributor(model, loss, grass.Plan.for_model(model, dim=8))
         loader = loader_of(inputs, batch_size=8)
@@ -223,6 +247,7 @@ class TestRefused:
         assert list(store.skipped_ids) == [2]
         assert np.isfinite(store[:]).all()
 
+    @pytest.mark.usefixtures("rows_arrive")
     def test_a_failure_before_the_first_rows_leaves_no_store(
         self, model: nn.Module, tmp_path: Path
     ) -> None:
@@ -273,6 +298,7 @@ class TestRefused:
                 with pytest.raises(grass.DataError, match="shuffle=False"):
                     self._cache(model, loader, tmp_path / "s")
 
+    @pytest.mark.usefixtures("rows_arrive")
     def test_the_random_generator_is_left_alone(self, model: nn.Module, tmp_path: Path) -> None:
         loader = loader_of(*mlp_data())
         plan = grass.Plan.for_model(model, dim=8)
@@ -312,6 +338,7 @@ class TestRefused:
             self._cache(model, more, tmp_path / "s")
         assert len(grass.open_store(tmp_path / "s")) == 20
 
+    @pytest.mark.usefixtures("rows_arrive")
     def test_a_loader_that_yields_fewer_when_resuming(
         self, model: nn.Module, tmp_path: Path
     ) -> None:
@@ -353,6 +380,7 @@ class TestRefused:
         with pytest.raises(grass.StoreExistsError):
             self._cache(model, loader, tmp_path / "s", resume=False)
 
+    @pytest.mark.usefixtures("rows_arrive")
     def test_queries_that_are_not_finite(self, model: nn.Module, tmp_path: Path) -> None:
         inputs, targets = mlp_data()
         plan = grass.Plan.for_model(model, dim=8)

@@ -175,6 +175,34 @@ def test_a_cache_that_died_again_and_again_is_finished_byte_for_byte(
     assert files(path) == whole["rows"]
 
 
+@pytest.mark.usefixtures("rows_arrive")
+@pytest.mark.parametrize("name", JOBS)
+def test_rows_that_are_copied_from_a_device_make_the_same_store(
+    tmp_path: Path, whole: dict[str, dict[str, bytes]], name: str
+) -> None:
+    assert files(JOBS[name].cache(tmp_path / "s").path) == whole[name]
+
+
+@pytest.mark.usefixtures("rows_arrive")
+def test_what_came_before_an_interrupt_is_kept(
+    tmp_path: Path, whole: dict[str, dict[str, bytes]]
+) -> None:
+    job = JOBS["rows"]
+
+    def interrupted() -> Iterator[Any]:
+        for number, batch in enumerate(job.loader()):
+            if number == 4:
+                raise KeyboardInterrupt
+            yield batch
+
+    with pytest.raises(KeyboardInterrupt):
+        job.cache(tmp_path / "s", interrupted())
+    check_committed(tmp_path / "s", 4 * BATCH)
+    assert job.cache(tmp_path / "s").complete
+    assert files(tmp_path / "s") == whole["rows"]
+
+
+@pytest.mark.usefixtures("rows_arrive")
 def test_only_missing_examples_are_captured_again(tmp_path: Path) -> None:
     job = JOBS["rows"]
     whole = job.cache(tmp_path / "whole")
@@ -208,12 +236,15 @@ def test_only_missing_examples_are_captured_again(tmp_path: Path) -> None:
     assert calls.count(BATCH) == (EXAMPLES - begun) // BATCH + 1
 
 
+@pytest.mark.parametrize("copies", ["CudaCopies", "SlowCopies"])
 def test_a_full_disk_loses_nothing_that_was_cached(
-    tmp_path: Path, whole: dict[str, dict[str, bytes]]
+    tmp_path: Path, whole: dict[str, dict[str, bytes]], copies: str
 ) -> None:
     """The system refuses to let a file grow, as a full disk does."""
     code = (
         "import resource, sys; from test_cache_resume import *\n"
+        "from grass_rs.engine import transfer; from grass_rs.engine.transfer import CudaCopies\n"
+        f"from slow_copies import SlowCopies; transfer.CudaCopies = {copies}\n"
         f"resource.setrlimit(resource.RLIMIT_FSIZE, ({HEADER + 40 * 72}, resource.RLIM_INFINITY))\n"
         "JOBS['rows'].cache(Path(sys.argv[1]))"
     )

@@ -26,6 +26,7 @@ from capture_models import (
     squares,
 )
 from grass_rs.capture import Capture, Factors, find_blocks, resolve_loss
+from grass_rs.capture.capture import _largest
 from per_example_twin import RowSink, assert_captured_rightly, captured_rows, twin_rows
 
 if TYPE_CHECKING:
@@ -337,6 +338,54 @@ def test_non_finite_gradient_of_other_layers_is_marked() -> None:
     _, found = captured_rows(Capture(model, loss, find_blocks(model)), batch, N, find_blocks(model))
     assert found.losses.isfinite().all()
     assert found.finite.tolist() == [True, True, True, True, False, True]
+
+
+@pytest.mark.parametrize("rooted", ["a", "b"])
+def test_one_layer_of_several_that_is_not_finite_marks_the_example(rooted: str) -> None:
+    layers = {name: nn.Linear(4, 3, bias=False) for name in "ab"}
+    model = Through(lambda m, x: torch.stack([m.a(x), m.b(x)]), **layers).double()
+    batch = torch.rand(N, 4).double()
+    batch[2] = 0
+
+    def loss(model: nn.Module, batch: Tensor) -> Tensor:
+        a, b = model(batch).square().sum(2)
+        return a.sqrt() + b if rooted == "a" else a + b.sqrt()
+
+    with Capture(model, loss, find_blocks(model)) as capture:
+        found = capture.run(batch, RowSink(N))
+    assert found.losses.isfinite().all()
+    assert found.finite.tolist() == [True, True, False, True, True, True]
+
+
+def test_an_input_that_is_not_finite_marks_the_example() -> None:
+    """Its gradient is nothing times infinity, though the loss and the layer's output are no matter."""
+    model = nn.Linear(4, 3).double()
+    batch = torch.rand(N, 4).double()
+    batch[1, 0] = torch.inf
+
+    def loss(model: nn.Module, batch: Tensor) -> Tensor:
+        outputs = model(batch)
+        return torch.where(outputs.isfinite(), outputs, 0.0).sum(1)
+
+    with Capture(model, loss, find_blocks(model)) as capture:
+        found = capture.run(batch, RowSink(N))
+    assert found.losses.isfinite().all()
+    assert found.finite.tolist() == [True, False, True, True, True, True]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(5, 3, 4), (5, 0, 4), (0, 3, 4), (5, 12), (5, 1, 1)])
+def test_the_largest_of_a_row_is_finite_where_all_of_it_is(
+    shape: tuple[int, ...], dtype: torch.dtype
+) -> None:
+    torch.manual_seed(0)
+    tensor = (1e4 * torch.randn(shape)).to(dtype)
+    for i, value in enumerate((torch.nan, torch.inf, -torch.inf, torch.finfo(dtype).max)):
+        tensor[i : i + 1, ..., -1:] = value
+    for strided in (tensor, tensor.transpose(0, -1).contiguous().transpose(0, -1)):
+        found = _largest(strided)
+        assert found.shape == (len(strided),)
+        assert torch.equal(found.isfinite(), strided.isfinite().flatten(1).all(dim=1))
 
 
 def test_a_non_finite_example_is_no_sign_of_a_tie() -> None:

@@ -123,6 +123,7 @@ def two_layouts(a: nn.Linear, x: Tensor) -> Tensor:
 def test_layers_that_would_be_captured_wrongly(
     call: Callable[[nn.Linear, Tensor], Tensor], message: str
 ) -> None:
+    torch.manual_seed(1)
     batch = torch.randn(N, 5, 4)
     with pytest.raises(UnsupportedLayerError, match=message):
         run(Through(call), batch)

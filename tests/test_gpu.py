@@ -12,8 +12,10 @@ from torch import nn
 import grass_rs as grass
 import reference
 import specs
+from grass_rs.capture import Capture, find_blocks
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -352,6 +354,78 @@ def test_layers_of_one_model_on_two_devices() -> None:
         batches("cuda:0"), progress=False
     )
     np.testing.assert_allclose(rows, expected, atol=1e-5 * np.abs(expected).max())
+
+
+class OnStreams(nn.Module):
+    """Layers that run each on a stream of its own, behind other work."""
+
+    def __init__(self, *, streams: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = nn.ModuleList([nn.Linear(20, 64), nn.Linear(64, 64), nn.Linear(64, 3)])
+        self.streams = [torch.cuda.Stream() for _ in self.layers] if streams else None
+        self.to(DEVICE)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        current = torch.cuda.current_stream()
+        for layer, stream in zip(self.layers, self.streams or [current] * 3, strict=True):
+            stream.wait_stream(current)
+            with torch.cuda.stream(stream):
+                busy = torch.ones(2048, 2048, device=DEVICE)
+                for _ in range(5):
+                    busy = busy @ busy / 2048
+                x = torch.tanh(layer(x) * busy[0, 0])
+            current.wait_stream(stream)
+        return x
+
+
+@pytest.mark.parametrize("method", ["factgrass", "sjlt"])
+def test_layers_on_streams_of_their_own(method: str) -> None:
+    rows = []
+    for streams in (False, True):
+        model = OnStreams(streams=streams)
+        attributor = grass.Attributor(
+            model, "cross_entropy", grass.Plan.for_model(model, method, dim=64)
+        )
+        rows.append(attributor.compress(batches(DEVICE), progress=False))
+    np.testing.assert_allclose(*rows, atol=1e-5 * np.abs(rows[0]).max())
+
+
+def test_a_batch_waits_for_the_device_only_where_capture_checks_it() -> None:
+    model = network().to(DEVICE)
+    plan = grass.Plan.for_model(model, dim=64, layers=["0", "3"])
+
+    def watched() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        for number, batch in enumerate(batches(DEVICE), start=1):
+            # The checks are of the batches 1, 2, 4 and 8.
+            torch.cuda.set_sync_debug_mode("error" if number in {5, 6, 7} else "default")
+            yield batch
+
+    try:
+        rows = grass.Attributor(model, "cross_entropy", plan).compress(watched(), progress=False)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert len(rows) == 300
+
+
+def test_gradients_of_the_layers_are_not_held_together() -> None:
+    torch.manual_seed(0)
+    depth, n, width = 16, 4096, 1024
+    layers = (layer for _ in range(depth) for layer in (nn.Linear(width, width), nn.Tanh()))
+    model = nn.Sequential(*layers).to(DEVICE)
+    batch = torch.randn(n, width, device=DEVICE)
+    forward, backward = [], []
+
+    def loss(model: nn.Module, batch: torch.Tensor) -> torch.Tensor:
+        losses = model(batch).square().sum(1)
+        forward.append(torch.cuda.memory_allocated())
+        return losses
+
+    with Capture(model, loss, find_blocks(model)) as capture:
+        for _ in range(3):  # the third is not checked
+            capture.run(batch, lambda *_: backward.append(torch.cuda.memory_allocated()))
+    # This layer's gradient, and what autograd needs between two layers.
+    assert max(backward[-depth:]) <= forward[-1] + 4 * batch.nbytes
 
 
 # For compute-sanitizer, which is slow: every kernel once

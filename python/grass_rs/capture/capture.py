@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from grass_rs.capture.backward import hand_over_gradients
 from grass_rs.capture.batch import count_examples, replace_tensors, select_examples, tensors_of
 from grass_rs.capture.blocks import Block, parameters_of
 from grass_rs.capture.linear import Call, Factors, Layout, LinearCapture
@@ -20,13 +21,15 @@ from grass_rs.capture.model_state import (
     differentiable,
     find_training_module,
     refuse_batch_statistics,
+    without_autocast,
 )
+from grass_rs.capture.order import OrderCheck
 from grass_rs.capture.per_example import PerExampleCapture
 from grass_rs.capture.probe import Probe, choose_examples
 from grass_rs.errors import GrassError, LossError, UnsupportedLayerError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
     from types import TracebackType
 
     from torch.utils.hooks import RemovableHandle
@@ -37,9 +40,6 @@ __all__ = ["Capture", "CapturedBatch", "Sink"]
 _LOCK = threading.Lock()
 _CAPTURED: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 """Models that a capture is open on: two would record each other's calls."""
-
-_ORDER_TOLERANCE = 0.1
-"""Weights are powers of two, so that nothing but rounding of tiny numbers differs."""
 
 Sink = Callable[[Block, slice, "Factors | Tensor"], None]
 """Takes (block, examples, gradient) any number of times; what comes for one example adds up."""
@@ -59,8 +59,9 @@ class Capture:
     """Per-example gradients of a model's blocks, handed to a sink.
 
     Linear layers give their factors, recorded by hooks in one forward and one backward pass over
-    the batch that computes no weight gradient. Blocks of any other kind give the gradients
-    themselves, by `torch.func` over single examples, in chunks of at most 64 MiB.
+    the batch that computes no weight gradient. The backward pass hands a layer's factors over when it
+    comes to the layer, and lets go of them. Blocks of any other kind give the gradients themselves,
+    by `torch.func` over single examples, in chunks of at most 64 MiB.
 
     Use it as a context manager. Inside, the model is in evaluation mode and has hooks; on leaving,
     also by an exception, modes, hooks, attributes, buffers and random generators are as they were.
@@ -100,8 +101,8 @@ class Capture:
         )
         self._state: ModelState | None = None
         self._handles: list[RemovableHandle] = []
+        self._order = OrderCheck(self._linear.layouts)
         self._probed = 0
-        self._batches = 0
 
     def __enter__(self) -> Self:
         """Put the model in evaluation mode and attach the hooks.
@@ -160,7 +161,10 @@ class Capture:
             Called with a block, the examples (a slice of 0..n), and their gradients: `Factors` for
             a linear layer, else a tensor (m, p). Contributions to one block and example add up.
             All tensors are detached and on the layer's device; factors share memory with the model's
-            own tensors, so they are only to be read, and only before the sink returns.
+            own tensors, so they are only to be read, and only before the sink returns. It computes
+            without gradients and autocast. With layers on CUDA, it may be called in other threads
+            than the caller's, one at a time, and is on the streams that were the caller's. What it
+            raises comes through.
 
         Raises
         ------
@@ -187,12 +191,13 @@ class Capture:
                 self._probe(batch, whole)
                 losses, calls = self._forward(batch, n)
             finite = losses.detach().isfinite()
-            self._hand_over_factors(losses, calls, sink, finite)
+            for largest in self._hand_over_factors(losses, calls, sink):
+                finite &= largest.isfinite().to(finite.device)
             whole = losses.detach()
             del losses, calls
             for block, examples, gradient in self._per_example.gradients(batch, n):
-                finite[examples] &= _finite_rows(gradient).to(finite.device)
-                with torch.no_grad():
+                finite[examples] &= _largest(gradient).isfinite().to(finite.device)
+                with torch.no_grad(), without_autocast(gradient.device):
                     sink(block, examples, gradient)
         return CapturedBatch(whole, finite)
 
@@ -262,29 +267,13 @@ class Capture:
         gradients = {block: torch.cat(parts) for block, parts in rows.items()}
         return probe.find_difference(gradients, self._blocks)
 
-    def _hand_over_factors(
-        self, losses: Tensor, calls: list[Call], sink: Sink, finite: Tensor
-    ) -> None:
-        if not calls:
-            return
+    def _hand_over_factors(self, losses: Tensor, calls: list[Call], sink: Sink) -> Iterable[Tensor]:
+        """Return of each device the largest magnitudes (n,) in an example's factors."""
         n = len(losses)
-        edges = [call.edge for call in calls]
-        weights = self._weights(losses)
-        weighted: Sequence[Tensor | None] = ()
-        if weights is not None:
-            total = (weights * losses).sum()
-            weighted = torch.autograd.grad(total, edges, allow_unused=True, retain_graph=True)
-        gradients: list[Tensor | None] = list(
-            torch.autograd.grad(losses.sum(), edges, allow_unused=True)
-        )
-        if weights is not None:
-            self._check_order(calls, gradients, weighted, weights)
-        del weighted
-        # From the last layer to the first, letting go of each.
-        while calls:
-            call, gradient = calls.pop(), gradients.pop()
-            if gradient is None:
-                continue
+        largest: dict[torch.device, Tensor] = {}
+
+        def take(call: Call, gradient: Tensor) -> None:
+            self._order.check(call, gradient)
             layout = self._linear.layouts.get(call.site.module)
             if layout is None and n > 1:
                 msg = (
@@ -293,51 +282,28 @@ class Capture:
                     f"out with layers="
                 )
                 raise UnsupportedLayerError(msg)
-            with torch.no_grad():
-                factors = call.factors(gradient, layout or Layout(0), n)
-                rows = _finite_rows(factors.inputs) & _finite_rows(factors.grad_outputs)
-                finite &= rows.to(finite.device)
-                sink(call.site.block, slice(0, n), factors)
+            factors = call.factors(gradient, layout or Layout(0), n)
+            found = torch.maximum(_largest(factors.inputs), _largest(factors.grad_outputs))
+            before = largest.get(found.device)
+            largest[found.device] = found if before is None else torch.maximum(before, found)
+            sink(call.site.block, slice(0, n), factors)
 
-    def _weights(self, losses: Tensor) -> Tensor | None:
-        """Return powers of two, one an example, for the first batch and ever rarer ones after it."""
-        n = len(losses)
-        self._batches += n > 1
-        if n == 1 or self._batches & (self._batches - 1):
-            return None
-        generator = torch.Generator().manual_seed(self._batches)
-        # No fractions: in half precision they would round to nothing.
-        return torch.exp2(torch.randint(0, 11, (n,), generator=generator).to(losses))
-
-    def _check_order(
-        self,
-        calls: Sequence[Call],
-        gradients: Sequence[Tensor | None],
-        weighted: Sequence[Tensor | None],
-        weights: Tensor,
-    ) -> None:
-        """Check that a weight on an example's loss scales that example's rows, and no others."""
-        n = len(weights)
-        for call, gradient, other in zip(calls, gradients, weighted, strict=True):
-            layout = self._linear.layouts.get(call.site.module)
-            if gradient is None or other is None or layout is None:
-                continue
-            if not layout.fits(call.shape, n):
-                continue  # refused with its reason when the factors are made
-            rows = layout.to_examples(gradient, n).flatten(1).float()
-            expected = rows * weights.to(rows)[:, None]
-            difference = layout.to_examples(other, n).flatten(1).float() - expected
-            wrong = difference.norm(dim=1) > _ORDER_TOLERANCE * expected.norm(dim=1)
-            wrong &= difference.isfinite().all(dim=1)
-            if wrong.any():
-                msg = (
-                    f"layer {call.site.name!r} expects the examples in the order of the batch, but row "
-                    f"{int(wrong.nonzero()[0])} of its output is another example's or several's: do "
-                    f"not sort, permute or mix examples in the model, or leave the layer out with layers="
-                )
-                raise UnsupportedLayerError(msg)
+        if calls:
+            weights = self._order.weights(losses)
+            if weights is not None:
+                weighted = (weights * losses).sum()
+                hand_over_gradients(weighted, [*calls], self._order.keep, retain_graph=True)
+            hand_over_gradients(losses.sum(), calls, take)
+        return largest.values()
 
 
-def _finite_rows(gradient: Tensor) -> Tensor:
-    """Return (n,) bool: whether all of a row of (n, ...) is finite."""
-    return gradient.isfinite().flatten(1).all(dim=1)
+def _largest(gradient: Tensor) -> Tensor:
+    """Return the largest magnitudes (n,) in the rows of (n, ...): NaN where there is one."""
+    if not gradient.numel():
+        return gradient.new_zeros(len(gradient))
+    axes = tuple(range(1, gradient.ndim))
+    if gradient.is_cuda:
+        # One pass over the memory, which on a CPU takes ten times as long as two.
+        norms: Tensor = torch.linalg.vector_norm(gradient, ord=torch.inf, dim=axes)
+        return norms
+    return gradient.abs().amax(dim=axes)

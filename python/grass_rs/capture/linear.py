@@ -102,7 +102,7 @@ class Layout:
         return tensor.reshape(n, tokens, shape[-1])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Call:
     """One call of a linear layer in a forward pass."""
 

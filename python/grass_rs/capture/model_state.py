@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import operator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,10 +14,17 @@ from grass_rs.errors import LossError, UnsupportedLayerError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from contextlib import AbstractContextManager
 
     from torch.utils.hooks import RemovableHandle
 
-__all__ = ["ModelState", "differentiable", "find_training_module", "refuse_batch_statistics"]
+__all__ = [
+    "ModelState",
+    "differentiable",
+    "find_training_module",
+    "refuse_batch_statistics",
+    "without_autocast",
+]
 
 
 class ModelState:
@@ -58,6 +66,8 @@ class ModelState:
         `torch.func.functional_call`, into the next.
         """
         for value, content in self._contents:
+            if not value and not content:  # most of them, such as hooks
+                continue
             if isinstance(value, list) and isinstance(content, list):
                 if [id(item) for item in value] != [id(item) for item in content]:
                     value[:] = content
@@ -94,7 +104,7 @@ def _cuda_rng_states() -> list[Tensor]:
 
 def _same(left: dict[Any, Any], right: dict[Any, Any]) -> bool:
     """Whether two dicts hold the same objects under the same keys in the same order."""
-    return list(left) == list(right) and all(left[key] is right[key] for key in left)
+    return list(left) == list(right) and all(map(operator.is_, left.values(), right.values()))
 
 
 @contextlib.contextmanager
@@ -128,6 +138,13 @@ def differentiable(model: nn.Module) -> Iterator[None]:
             # cuDNN differentiates recurrent layers in training mode only.
             stack.enter_context(torch.backends.cudnn.flags(enabled=False))
         yield
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[object]:
+    """Compute as written, without the rounding that is meant for the model."""
+    if torch.is_autocast_enabled(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return contextlib.nullcontext()
 
 
 def refuse_batch_statistics(model: nn.Module) -> list[RemovableHandle]:

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from grass_rs.capture import Capture, Factors, count_examples, find_blocks, resolve_loss
-from grass_rs.compress import RowCompressor
+from grass_rs.capture import Capture, find_blocks, resolve_loss
 from grass_rs.engine.examples import Examples
 from grass_rs.engine.plan import Plan
+from grass_rs.engine.rows import DeviceRows, RowLayout
+from grass_rs.engine.transfer import Transfer
 from grass_rs.errors import NonFiniteError, SpecError, StoreNotFoundError, unknown_name
 from grass_rs.store import (
     Store,
@@ -25,17 +26,31 @@ from grass_rs.store import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterable, Iterator
+    from collections.abc import Callable, Collection, Iterable
     from os import PathLike
 
     from numpy.typing import NDArray
 
-    from grass_rs.capture import Block, Loss
+    from grass_rs.capture import Loss
     from grass_rs.types import Scores
 
-_GRADIENT_BYTES = 64 * 2**20
-"""Most bytes of whole gradients of a linear layer held at a time, beyond the first example's."""
 _NONFINITE = ("raise", "skip")
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """The compressed examples of one batch."""
+
+    ids: NDArray[np.uint64]
+    rows: NDArray[np.float32]
+    finite: NDArray[np.bool_]
+
+    def refuse_nonfinite(self, remedy: str) -> None:
+        if not self.finite.all():
+            raise NonFiniteError(
+                f"expected finite losses and gradients, got a NaN or an infinity for example "
+                f"{self.ids[~self.finite][0]} ({int((~self.finite).sum())} in its batch): {remedy}"
+            )
 
 
 class Attributor:
@@ -72,7 +87,6 @@ class Attributor:
                 )
         self._model = model
         self._plan = plan
-        self._columns = {column.name: column for column in plan.columns}
 
     def cache(
         self,
@@ -91,7 +105,8 @@ class Attributor:
 
         An interrupted call, by `kill -9` too, is finished by the same call again: committed
         examples are skipped, and the store is equal byte for byte to an uninterrupted one. A store
-        that is finished already is checked against the loader's ids and returned.
+        that is finished already is checked against the loader's ids and returned. Rows of a model on
+        a GPU are written while the next batches are computed, at most two of them.
 
         Parameters
         ----------
@@ -150,11 +165,18 @@ class Attributor:
                 return begun
             committed = set() if writer is None else set(writer.committed_ids.tolist())
             skipped: list[int] = []
-            missing = stack.enter_context(closing(self._missing(examples, committed, on_nonfinite)))
-            for batch_ids, rows, finite in missing:
+
+            def append(batch: _Batch) -> None:
+                nonlocal writer
+                if on_nonfinite == "raise":
+                    batch.refuse_nonfinite("mend it, or cache with on_nonfinite='skip'")
                 writer = writer or stack.enter_context(create())
-                skipped.extend(batch_ids[~finite].tolist())
-                writer.append(rows[finite], batch_ids[finite])
+                missing = np.array([example not in committed for example in batch.ids.tolist()])
+                kept = missing & batch.finite
+                skipped.extend(batch.ids[missing & ~kept].tolist())
+                writer.append(batch.rows[kept], batch.ids[kept])
+
+            self._compress(examples, append, committed)
             examples.check_contains(committed)
             writer = writer or stack.enter_context(create())
             return writer.finish(skipped)
@@ -229,53 +251,45 @@ class Attributor:
             If a gradient is not finite.
 
         """
-        parts = []
-        with self._capture() as capture:
-            for batch, batch_ids in Examples(
-                loader, None, progress=progress, description="queries"
-            ):
-                rows, finite = self._compress(capture, batch)
-                _refuse_nonfinite(finite, batch_ids, "mend the example or leave it out")
-                parts.append(rows)
+        parts: list[NDArray[np.float32]] = []
+
+        def keep(batch: _Batch) -> None:
+            batch.refuse_nonfinite("mend the example or leave it out")
+            # Not to keep the memory of all batches pinned.
+            parts.append(batch.rows.copy())
+
+        self._compress(Examples(loader, None, progress=progress, description="queries"), keep)
         return np.concatenate(parts)
 
-    def _missing(
-        self, examples: Examples, committed: set[int], on_nonfinite: str
-    ) -> Generator[tuple[NDArray[np.uint64], NDArray[np.float32], NDArray[np.bool_]]]:
-        """Yield ids, rows, and which rows are finite, of what is not committed, in order."""
-        with self._capture() as capture:
-            for batch, ids in examples:
-                missing = np.array([example not in committed for example in ids.tolist()])
-                if not missing.any():
-                    continue
-                # A whole batch again, so that its rows have the bits they would have had.
-                rows, finite = self._compress(capture, batch)
-                if on_nonfinite == "raise":
-                    _refuse_nonfinite(finite, ids, "mend it, or cache with on_nonfinite='skip'")
-                yield ids[missing], rows[missing], finite[missing]
-
-    def _capture(self) -> Capture:
-        return Capture(self._model, self._loss, self._plan.blocks)
-
     def _compress(
-        self, capture: Capture, batch: Any
-    ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-        rows = np.zeros((count_examples(batch), self._plan.width), dtype=np.float32)
+        self,
+        examples: Examples,
+        take: Callable[[_Batch], None],
+        committed: Collection[int] = (),
+    ) -> None:
+        """Hand the rows of batch after batch to `take`, which may read them until it returns.
 
-        def add(block: Block, examples: slice, gradient: Factors | Tensor) -> None:
-            column = self._columns[block.name]
-            target = rows[examples, column.offset : column.offset + column.width]
-            compressor = self._plan[block.name]
-            if isinstance(compressor, RowCompressor):
-                for part, whole in _whole_gradients(gradient):
-                    target[part] += compressor(whole.cpu()).numpy()
-            elif isinstance(gradient, Factors):
-                inputs, grad_outputs = gradient.inputs.cpu(), gradient.grad_outputs.cpu()
-                target += compressor(inputs, grad_outputs, bias=gradient.bias).numpy()
+        Left out are batches of committed examples alone; others are whole, so that their rows have
+        the bits they would have had.
+        """
+        layout = RowLayout(self._model, self._plan)
 
-        captured = capture.run(batch, add)
-        # Finite factors may have a product that float32 does not hold.
-        return rows, captured.finite.cpu().numpy() & np.isfinite(rows).all(axis=1)
+        def arrived(arrays: list[NDArray[Any]], ids: NDArray[np.uint64]) -> None:
+            *parts, finite = arrays
+            rows = layout.side_by_side(parts)
+            # Finite factors may have a product that float32 does not hold.
+            take(_Batch(ids, rows, finite & np.isfinite(rows).all(axis=1)))
+
+        with (
+            Capture(self._model, self._loss, self._plan.blocks) as capture,
+            Transfer(arrived) as to_host,
+        ):
+            for batch, ids in examples:
+                if all(example in committed for example in ids.tolist()):
+                    continue
+                rows = DeviceRows(layout, len(ids))
+                captured = capture.run(batch, rows.add)
+                to_host.send([*rows.parts, captured.finite], ids)
 
     def _fingerprints(self) -> dict[str, str]:
         return {"plan": self._plan.fingerprint, "model": fingerprint_of(self._model)}
@@ -297,26 +311,3 @@ def fingerprint_of(model: torch.nn.Module) -> str:
         values = dense.cpu().contiguous().reshape(-1).view(torch.uint8)
         digest.update(values.numpy().tobytes())
     return digest.hexdigest()
-
-
-def _whole_gradients(gradient: Factors | Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """Yield gradients (m, p) and which examples they are of, those of factors in bounded chunks."""
-    if isinstance(gradient, Tensor):
-        yield slice(None), gradient
-        return
-    dtype = gradient.inputs.dtype
-    if dtype in {torch.float16, torch.bfloat16}:
-        dtype = torch.float32
-    n, width = len(gradient.inputs), gradient.inputs.shape[2] + gradient.bias
-    step = max(1, _GRADIENT_BYTES // (gradient.grad_outputs.shape[2] * width * dtype.itemsize))
-    for start in range(0, n, step):
-        part = slice(start, min(n, start + step))
-        yield part, gradient.gradients(part, dtype)
-
-
-def _refuse_nonfinite(finite: NDArray[np.bool_], ids: NDArray[np.uint64], remedy: str) -> None:
-    if not finite.all():
-        raise NonFiniteError(
-            f"expected finite losses and gradients, got a NaN or an infinity for example {ids[~finite][0]} "
-            f"({int((~finite).sum())} in its batch): {remedy}"
-        )

@@ -6,7 +6,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint bench instructions gpu-test gpu-sanitize gpu-bench wheel clean
+.PHONY: help demo test lint bench instructions gpu-test gpu-sanitize gpu-bench gpu-instructions wheel clean
 
 # Which environment. PYTHON is looked at: in an environment (venv or conda) that can import torch,
 # that one is used as it is. Otherwise .venv is made, and where PYTHON can import torch outside of any
@@ -33,6 +33,7 @@ help:
 	@echo "make lint    rustfmt, clippy, ruff, mypy, stubtest, import order"
 	@echo "make bench   everything beside its limit and rivals, with a verdict (ARGS=--save writes docs/performance.md)"
 	@echo "make instructions   counts the kernels' instructions under valgrind (ARGS=--save stores them)"
+	@echo "make gpu-instructions   instructions of the CUDA kernels' inner loops; needs no GPU"
 	@echo "make gpu-test, gpu-sanitize, gpu-bench   the CUDA kernels, on a machine with a GPU, CUDA torch and CuPy"
 	@echo "make wheel   the wheel, in dist/"
 	@echo "make clean   removes everything that these commands made"
@@ -60,6 +61,9 @@ bench: $(STAMP)/bench
 
 instructions:
 	$(PYTHON) benches/python/instructions.py $(ARGS)
+
+gpu-instructions: $(STAMP)/test
+	$(PY) benches/python/gpu_instructions.py
 
 # The wheel of dist/ beside what PYTHON has of torch, CuPy and pytest: a machine with a GPU needs no package index.
 gpu-test: .gpu/installed

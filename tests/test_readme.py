@@ -34,7 +34,7 @@ def test_first_example_is_short() -> None:
 
 
 def test_commands_exist(capsys: pytest.CaptureFixture[str]) -> None:
-    targets = set(re.findall(r"(?:^|`)make ([a-z]+)", README, flags=re.MULTILINE))
+    targets = set(re.findall(r"(?:^|`)make ([a-z-]+)", README, flags=re.MULTILINE))
     assert {"demo", "test"} <= targets
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     for target in targets:

@@ -17,6 +17,7 @@ from grass_rs._backends.cuda.launch import SCALARS, Kernel, Launch
 from grass_rs._backends.cuda.mask import MaskProgram
 from grass_rs._backends.cuda.sjlt import GraSSProgram, SJLTProgram
 from grass_rs._backends.cuda.sums import add_parts
+from grass_rs._backends.cuda.tile import TileProgram
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -118,6 +119,16 @@ CASES: dict[str, Case] = {
         reference.factgrass(300, 200, 70, 3, mask_in=290, mask_out=190),
         tokens=20,
         dtypes=("bfloat16", "float32"),
+    ),
+    "tile": compressor(TileProgram, reference.tile(70, 50, 300, 10)),
+    "tile on tensor cores": compressor(
+        TileProgram, reference.tile(136, 72, 256, 11), tokens=70, dtypes=("bfloat16", "float16")
+    ),
+    "tile on tensor cores, odd": compressor(
+        TileProgram, reference.tile(135, 71, 256, 12), tokens=70, dtypes=("bfloat16",)
+    ),
+    "tile on tensor cores, 64 x 64": compressor(
+        TileProgram, reference.tile(136, 72, 4096, 13), tokens=70, dtypes=("bfloat16",)
     ),
 }
 """By name; a compressor's is one line, compressor(Program, spec), for every kernel and way it takes."""

@@ -33,6 +33,8 @@ CEILINGS = {
     "mask": 64,
     "product": 64,
     "project": 128,
+    "tile": 144,
+    "tile_tensor": 255,  # one block on a multiprocessor: a warp holds 64 x 64 sums
     "words": 32,
 }
 """Registers a thread, by kernel; twice as many on sm_75, which has half as many threads."""

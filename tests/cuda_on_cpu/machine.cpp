@@ -179,6 +179,12 @@ void run_block(const std::vector<unsigned>& order, unsigned shared_bytes) {
         }
     }
     if (blocks_share_memory) return;
+    for (const std::unique_ptr<Fiber>& fiber : machine.fibers) {
+        // The thread took this memory.
+        sanitizer_enters(fiber->sanitizer);
+        fiber->copies = std::vector<Copy>();
+    }
+    sanitizer_enters(scheduler_thread);
     machine.fibers.clear();
     machine.shared = nullptr;
 }

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 
 SCALARS = {"float64": "double", "float32": "float", "float16": "Half", "bfloat16": "BFloat16"}
 """The sources' name of each dtype that inputs may have."""
-_ITEM_BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
+ITEM_BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
+"""Of an entry of each."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class DeviceArray:
 
     def rows(self, first: int, count: int) -> DeviceArray:
         """Return entries `first` to `first + count - 1` of the first axis, or up to its last."""
-        offset = first * self.strides[0] * _ITEM_BYTES[self.dtype]
+        offset = first * self.strides[0] * ITEM_BYTES[self.dtype]
         shape = (min(count, self.shape[0] - first), *self.shape[1:])
         return replace(self, pointer=self.pointer + offset, shape=shape)
 

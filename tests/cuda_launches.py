@@ -120,9 +120,9 @@ CASES: dict[str, Case] = {
         tokens=20,
         dtypes=("bfloat16", "float32"),
     ),
-    "tile": compressor(TileProgram, reference.tile(70, 50, 300, 10)),
+    "tile": compressor(TileProgram, reference.tile(137, 70, 4096, 10)),
     "tile on tensor cores": compressor(
-        TileProgram, reference.tile(136, 72, 256, 11), tokens=70, dtypes=("bfloat16", "float16")
+        TileProgram, reference.tile(336, 136, 1024, 11), tokens=70, dtypes=("bfloat16", "float16")
     ),
     "tile on tensor cores, odd": compressor(
         TileProgram, reference.tile(135, 71, 256, 12), tokens=70, dtypes=("bfloat16",)

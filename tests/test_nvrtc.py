@@ -33,7 +33,7 @@ CEILINGS = {
     "mask": 64,
     "product": 64,
     "project": 128,
-    "tile": 144,
+    "tile": 168,  # three blocks
     "tile_tensor": 255,  # one block on a multiprocessor: a warp holds 64 x 64 sums
     "words": 32,
 }

@@ -47,6 +47,8 @@ def compile_source(text: str, name: str, macros: tuple[str, ...], arch: str) -> 
     options = [
         f"--gpu-architecture={arch}",
         "-std=c++17",
+        "-ftz=true",  # this and the next as CuPy does
+        "--device-as-default-execution-space",
         "--ptxas-options=-v",
         *(f"-D{m}" for m in macros),
     ]

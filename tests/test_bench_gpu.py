@@ -36,7 +36,7 @@ class CallOnce:
 @pytest.fixture(autouse=True)
 def eager(monkeypatch: pytest.MonkeyPatch) -> None:
     """Compile nothing: that torch compiles its own operations needs no test here."""
-    monkeypatch.setattr(torch, "compile", lambda function: function)
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
 
 
 def test_every_part_runs_and_every_goal_is_judged() -> None:

@@ -313,11 +313,15 @@ def test_compile_failure(cupy: FakeCupy) -> None:
             "pip install nvidia-cuda-nvrtc",
         ),
         (
+            RuntimeError("Failed to find CUDA headers. Please install them or specify CUDA_PATH"),
+            "pip install nvidia-cuda-nvrtc and nvidia-cuda-runtime",
+        ),
+        (
             CUDADriverError("CUDA_ERROR_INVALID_IMAGE: invalid"),
             "INVALID_IMAGE.*update the NVIDIA driver",
         ),
     ],
-    ids=["nvrtc", "image"],
+    ids=["nvrtc", "headers", "image"],
 )
 def test_kernels_that_cannot_be_loaded(cupy: FakeCupy, error: Exception, message: str) -> None:
     cupy.compile_error = error

@@ -84,7 +84,7 @@ def assert_like_cpu(spec: dict[str, Any], result: Any, arguments: list[torch.Ten
 
 
 def assert_same(spec: dict[str, Any], found: torch.Tensor, expected: torch.Tensor) -> None:
-    """Check that two results have the same bits; those of LoGra's library products may differ in the last."""
+    """Check that two results have the same bits, but for LoGra: cuBLAS chooses its order of additions by the shapes."""
     if spec["type"] == "logra":
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
     else:
@@ -110,9 +110,9 @@ def test_every_dtype_gives_what_the_cpu_does(name: str, dtype: torch.dtype) -> N
     assert_like_cpu(spec, specs.build(spec)(*arguments), arguments)
 
 
-@pytest.mark.parametrize("name", [name for name in ODD if ODD[name]["type"] != "logra"])
+@pytest.mark.parametrize("name", ODD)
 def test_a_row_has_the_same_bits_alone_and_in_every_run(name: str) -> None:
-    spec = ODD[name]  # LoGra's products are the library's, whose order may follow the batch
+    spec = ODD[name]
     compressor = specs.build(spec)
     arguments = on_device(specs.inputs(spec, 33, tokens=70), torch.bfloat16)
     first = compressor(*arguments)
@@ -120,7 +120,7 @@ def test_a_row_has_the_same_bits_alone_and_in_every_run(name: str) -> None:
         assert torch.equal(compressor(*arguments), first)
     for row in (0, 7, 32):
         alone = compressor(*(argument[row : row + 1] for argument in arguments))
-        assert torch.equal(alone[0], first[row])
+        assert_same(spec, alone[0], first[row])
 
 
 @pytest.mark.parametrize("name", ODD)
@@ -208,11 +208,16 @@ def test_without_cupy_torch_alone_gives_the_same(name: str) -> None:
 # At home in torch
 
 
+watching_for_waits = pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
+"""torch says so once a process, when its search for calls that wait is switched on."""
+
+
 def usual(name: str) -> tuple[Any, list[torch.Tensor]]:
     """Return a compressor and inputs on the device."""
     return specs.build(ODD[name]), on_device(specs.inputs(ODD[name], 9, tokens=130), torch.bfloat16)
 
 
+@watching_for_waits
 @pytest.mark.parametrize("name", ODD)
 def test_nothing_waits_for_the_device(name: str) -> None:
     compressor, arguments = usual(name)
@@ -313,8 +318,9 @@ def test_arrays_of_different_devices_are_refused() -> None:
 
 def test_too_little_memory_says_how_much_is_needed_and_free() -> None:
     k = 2**30
-    free, _ = torch.cuda.mem_get_info()
-    n = free // (4 * k) + 1
+    # More than all of it: torch may hold memory that it would let go of.
+    _, total = torch.cuda.mem_get_info()
+    n = total // (4 * k) + 1
     compressor = grass.SJLT(16, k, seed=0)
     x = torch.ones(n, 16, device=DEVICE)
     with pytest.raises(grass.GrassError, match=r"free"):
@@ -414,6 +420,7 @@ def test_layers_on_streams_of_their_own(method: str) -> None:
     np.testing.assert_allclose(*rows, atol=1e-5 * np.abs(rows[0]).max())
 
 
+@watching_for_waits
 def test_a_batch_waits_for_the_device_only_where_capture_checks_it() -> None:
     model = network().to(DEVICE)
     plan = grass.Plan.for_model(model, dim=64, layers=["0", "3"])

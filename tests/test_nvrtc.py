@@ -9,6 +9,8 @@ import pytest
 from cuda_launches import CASES
 from cuda_on_cpu.device import RecordingDevice
 from cuda_on_cpu.emulator import HERE, build
+from grass_rs._backends.cuda import cyclic
+from grass_rs._backends.cuda.gaussian import ROW_TILES, projection_launch
 from grass_rs._backends.cuda.sources import KERNELS, source
 from nvrtc import compile_source, resources
 
@@ -61,13 +63,30 @@ def test_kernels_keep_to_their_registers(name: str, compute_capability: int) -> 
     launched = launches(name, compute_capability)
     assert launched
     for launch in launched:
-        kernel, (x, y, z) = launch.kernel, launch.block
-        needs = resources(kernel.file, kernel.macros, ARCHITECTURES[compute_capability])
-        assert needs.spilled_bytes == needs.stack_bytes == needs.shared_bytes == 0, kernel
-        ceiling = CEILINGS[described(kernel)] * (2 if compute_capability == 75 else 1)
-        assert needs.registers <= ceiling, (kernel, needs)
-        assert -(-needs.registers // 8) * 8 * x * y * z <= REGISTERS, (launch, needs)
-        assert launch.shared_bytes <= SHARED_BYTES[compute_capability], launch
+        assert_kept(launch, compute_capability)
+
+
+@pytest.mark.parametrize("index", [None, "i64"])
+def test_many_rows_keep_to_the_registers_of_few(index: str | None) -> None:
+    launch, _ = cyclic.launch(cyclic.cut(2**24, 4096), 32, 1, "float32", index)
+    assert "ROWS=4" in launch.kernel.macros
+    assert_kept(launch, 90)
+
+
+@pytest.mark.parametrize("normal", [False, True])
+def test_a_projection_of_many_rows_keeps_to_the_registers_of_one(normal: bool) -> None:
+    for rows in ROW_TILES:
+        assert_kept(projection_launch(rows, 4096, 8, "float32", normal=normal), 90)
+
+
+def assert_kept(launch: Launch, compute_capability: int) -> None:
+    kernel, (x, y, z) = launch.kernel, launch.block
+    needs = resources(kernel.file, kernel.macros, ARCHITECTURES[compute_capability])
+    assert needs.spilled_bytes == needs.stack_bytes == needs.shared_bytes == 0, kernel
+    ceiling = CEILINGS[described(kernel)] * (2 if compute_capability == 75 else 1)
+    assert needs.registers <= ceiling, (kernel, needs)
+    assert -(-needs.registers // 8) * 8 * x * y * z <= REGISTERS, (launch, needs)
+    assert launch.shared_bytes <= SHARED_BYTES[compute_capability], launch
 
 
 def test_every_ceiling_is_of_a_kernel() -> None:

@@ -1,6 +1,6 @@
 """Measure the CUDA kernels beside their rivals and limits; needs a GPU, torch for CUDA, and CuPy.
 
-Prints one table with a verdict where there is a goal. With --save, it goes with the device's name and
+Prints the table after each part, with a verdict where there is a goal. With --save, it goes with the device's name and
 clocks to benches/results/gpu-DATE.json.
 """
 
@@ -13,7 +13,7 @@ import subprocess
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -24,6 +24,9 @@ import grass_rs as grass
 import tables
 from gpu_goals import GPU
 from gpu_timing import GraphTimer
+
+if TYPE_CHECKING:
+    from rows import Row
 
 ROOT = Path(__file__).parents[2]
 PARTS = {
@@ -70,16 +73,22 @@ def main() -> None:
         sys.exit("bench_gpu expects a CUDA device, torch sees none: run it on a machine with a GPU")
     described, timer = machine(), GraphTimer(torch.device("cuda", 0))
     print(json.dumps(described, indent=1))
-    rows = []
+    rows: list[Row] = []
     for part in parts:
         rows += PARTS[part](timer)
         torch.cuda.empty_cache()
-    print(tables.for_terminal(rows, GPU))
-    if arguments.save:
-        judged = [{**asdict(row), **GPU.judge(row)._asdict()} for row in rows]
-        path = Path(arguments.save) / f"gpu-{dt.datetime.now(tz=dt.timezone.utc):%Y-%m-%d}.json"
-        path.write_text(json.dumps({"machine": described, "rows": judged}, indent=1) + "\n")
-        print(f"saved {path}")
+        # After each part: a later one may run out of memory or time.
+        print(tables.for_terminal(rows, GPU), flush=True)
+        if arguments.save:
+            save(Path(arguments.save), rows, described)
+
+
+def save(folder: Path, rows: list[Row], described: dict[str, Any]) -> None:
+    """Write the rows and what they were measured on."""
+    judged = [{**asdict(row), **GPU.judge(row)._asdict()} for row in rows]
+    path = folder / f"gpu-{dt.datetime.now(tz=dt.timezone.utc):%Y-%m-%d}.json"
+    path.write_text(json.dumps({"machine": described, "rows": judged}, indent=1) + "\n")
+    print(f"saved {path}")
 
 
 if __name__ == "__main__":

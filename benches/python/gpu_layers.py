@@ -68,7 +68,9 @@ def _factgrass(
         signed = masked.flatten(1) * signs
         return signed.new_zeros(len(inputs), K).index_add_(1, buckets, signed)
 
-    return [partial(call, inputs, grad_outputs) for call in (ours, steps, torch.compile(steps))]
+    # For the sizes of this layer: they change from layer to layer, and torch would take them for dynamic.
+    compiled = torch.compile(steps, dynamic=False)
+    return [partial(call, inputs, grad_outputs) for call in (ours, steps, compiled)]
 
 
 def _logra(inputs: torch.Tensor, grad_outputs: torch.Tensor) -> list[Callable[[], torch.Tensor]]:

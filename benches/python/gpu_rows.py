@@ -89,21 +89,18 @@ def _tables_and_atomics(
 
     source = Path(__file__).with_name("tables_and_atomics.cu").read_text(encoding="utf-8")
     kernel = cupy.RawKernel(source, "tables_and_atomics", ("-std=c++17",))
-    small = signs.to(torch.int8)
-    n, p = x.shape
-    arguments = (
-        *(np.uint64(tensor.data_ptr()) for tensor in (x, buckets, small, out)),
-        np.int64(p),
-        np.int32(n),
-        np.int32(out.shape[1]),
-    )
+    tensors = x, buckets, signs.to(torch.int8), out
+    sizes = np.int64(x.shape[1]), np.int32(x.shape[0]), np.int32(out.shape[1])
+    blocks = min(-(-x.shape[1] // 256), 132 * 16)
 
     def run() -> None:
         out.zero_()
+        # The addresses of tensors that this function keeps.
+        pointers = [np.uint64(tensor.data_ptr()) for tensor in tensors]
         stream = cupy.cuda.ExternalStream(torch.cuda.current_stream().cuda_stream)
         with warnings.catch_warnings(), stream:
             warnings.simplefilter("ignore", DeprecationWarning)
-            kernel((min(-(-p // 256), 132 * 16),), (256,), arguments)
+            kernel((blocks,), (256,), (*pointers, *sizes))
 
     return run
 

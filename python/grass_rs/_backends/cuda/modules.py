@@ -223,6 +223,10 @@ def _compiled(ordinal: int, kernel: Kernel) -> Any:
     except (RuntimeError, ImportError, OSError) as error:
         reason = str(error).strip().partition("\n")[0]
         fix = "update the NVIDIA driver"
-        if "nvrtc" in reason.lower():
-            fix = "NVRTC is missing: pip install nvidia-cuda-nvrtc of CuPy's CUDA version, which torch for CUDA brings along"
+        # Where CuPy finds no headers it compiles nothing, not even what includes none.
+        if "nvrtc" in reason.lower() or "CUDA_PATH" in reason:
+            fix = (
+                "NVRTC or the headers are missing: pip install nvidia-cuda-nvrtc and nvidia-cuda-runtime of CuPy's CUDA "
+                "version, which torch for CUDA brings along"
+            )
         raise DeviceError(f"{what} cannot be loaded: {reason}: {fix}") from error

@@ -14,6 +14,8 @@ constexpr u32 DEPTH = 32;
 constexpr u32 SEGMENT = 1024;
 constexpr u32 THREAD_COLUMNS = 4;
 constexpr u32 THREAD_ROWS = ROWS * COLUMNS / THREAD_COLUMNS / THREADS;
+// Rows that are read at once, and how often that is.
+constexpr u32 READ_ROWS = THREADS / DEPTH, READS = ROWS / READ_ROWS;
 
 template <u32 COUNT>
 struct alignas(4 * COUNT) Floats {
@@ -75,6 +77,10 @@ project(const Scalar* __restrict__ x, i64 row_stride, i64 n, i64 p, u32 k, u64 s
     const i64 begin = blockIdx.y * group_length, end = min(begin + group_length, p);
     const u32 thread_column = threadIdx.x % (COLUMNS / THREAD_COLUMNS) * THREAD_COLUMNS;
     const u32 thread_row = threadIdx.x / (COLUMNS / THREAD_COLUMNS) * THREAD_ROWS;
+    // A warp reads eight neighbouring coordinates of four rows.
+    const u32 read_depth = threadIdx.x % 8 + threadIdx.x / 32 % (DEPTH / 8) * 8;
+    const u32 read_row = threadIdx.x / 8 % 4 + threadIdx.x / (4 * DEPTH) * 4;
+    const Scalar* const first_read = x + ((row + read_row) * row_stride + read_depth);
 
     float totals[THREAD_ROWS][THREAD_COLUMNS] = {}, sums[THREAD_ROWS][THREAD_COLUMNS] = {};
     const auto add_segment = [&] {
@@ -89,16 +95,21 @@ project(const Scalar* __restrict__ x, i64 row_stride, i64 n, i64 p, u32 k, u64 s
 
     for (i64 coordinate = begin; coordinate < end; coordinate += DEPTH) {
         const u32 depth = static_cast<u32>(min(static_cast<i64>(DEPTH), end - coordinate));
+        // All reads come before the first wait, and are under way while the entries are made.
+        const i64 rows_left = read_depth < depth ? n - row - read_row : 0;
+        const Scalar* next = first_read + coordinate;
+        Scalar read[READS];
 #pragma unroll
-        for (u32 i = threadIdx.x; i < ROWS * DEPTH; i += THREADS) {
-            const u32 d = i % 8 + i / 32 % (DEPTH / 8) * 8, r = i / 8 % 4 + i / (4 * DEPTH) * 4;
-            const bool inside = d < depth && row + r < n;
-            values[d][r] = inside ? to_float(x[(row + r) * row_stride + coordinate + d]) : 0.0f;
+        for (u32 i = 0; i < READS; ++i, next += READ_ROWS * row_stride) {
+            read[i] = Scalar{};
+            if (i * READ_ROWS < rows_left) read[i] = *next;
         }
         if constexpr (NORMAL)
             fill_normal(entries, seed, coordinate, depth, column, k);
         else
             fill_signs(entries, seed, coordinate, depth, column, k);
+#pragma unroll
+        for (u32 i = 0; i < READS; ++i) values[read_depth][read_row + i * READ_ROWS] = to_float(read[i]);
         __syncthreads();
 
 #pragma unroll 4

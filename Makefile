@@ -65,7 +65,7 @@ instructions:
 gpu-instructions: $(STAMP)/test
 	$(PY) benches/python/gpu_instructions.py
 
-# The wheel of dist/ beside what PYTHON has of torch, CuPy and pytest: a machine with a GPU needs no package index.
+# The wheel of dist/ beside what PYTHON has of torch, CuPy, pytest and hypothesis: a machine with a GPU needs no package index.
 gpu-test: .gpu/installed
 	PYTHONPATH=.gpu $(PYTHON) -m pytest -q tests/test_gpu.py $(ARGS)
 

@@ -129,8 +129,10 @@ def test_result_is_of_the_library_of_the_inputs(name: str) -> None:
         lambda: torch.zeros((3, 4), device="meta"),
         lambda: torch.zeros((3, 4)).to_sparse(),
         lambda: torch.quantize_per_tensor(torch.zeros((3, 4)), 1.0, 0, torch.qint8),
+        lambda: torch.nested.nested_tensor([torch.zeros(4)] * 3),
+        lambda: torch.nested.nested_tensor([torch.zeros(1, 4)] * 3, layout=torch.jagged),
     ],
-    ids=["meta", "sparse", "quantized"],
+    ids=["meta", "sparse", "quantized", "nested", "jagged"],
 )
 def test_tensors_without_plain_memory_are_refused(make: Callable[[], torch.Tensor]) -> None:
     with warnings.catch_warnings():
@@ -138,6 +140,8 @@ def test_tensors_without_plain_memory_are_refused(make: Callable[[], torch.Tenso
         tensor = make()
     with pytest.raises(grass.UnsupportedArrayError):
         grass.SJLT(4, 2, seed=0)(tensor)
+    with pytest.raises(grass.UnsupportedArrayError):
+        grass.LoGra(4, 4, 1, 1, seed=0)(tensor, tensor)
 
 
 def test_masked_array_is_refused() -> None:

@@ -16,6 +16,7 @@ sys.path.append(str(Path(__file__).parents[1] / "benches" / "python"))
 
 import bench_gpu
 import gpu_goals
+import tables
 
 SCALE = 256
 
@@ -46,6 +47,11 @@ def test_every_part_runs_and_every_goal_is_judged() -> None:
     # The rival with tables is a CUDA kernel.
     assert {against for _, against in missing} == {gpu_goals.TABLES}
     by_key = {(row.what, row.against): row for row in rows}
+    printed = tables.for_terminal(rows, gpu_goals.GPU).splitlines()
+    for against, speed in ((gpu_goals.COPY, "GB/s"), (gpu_goals.WEIGHT_GRADIENT, "GFLOP/s")):
+        lines = [line for line in printed if against in line]
+        assert lines
+        assert all(line.endswith(speed) for line in lines)
     for key in (*gpu_goals.GPU.most, *gpu_goals.GPU.least):
         if key in by_key:
             assert gpu_goals.GPU.judge(by_key[key]).goal

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
@@ -148,6 +149,27 @@ def test_out_that_cannot_be_filled_is_refused(
     (x,) = specs.inputs(compressor.spec, n=3)
     with pytest.raises(error, match="out"):
         compressor(x, out=make(compressor.output_dim))
+
+
+@pytest.mark.parametrize(
+    "out",
+    [
+        torch.empty(3, 16, device="meta"),
+        torch.empty(3, 16, dtype=torch.int32),
+        torch.empty(3, 16, requires_grad=True),
+        torch._neg_view(torch.empty(3, 16)),
+        torch.empty(3, 16).to_sparse(),
+        np.ma.masked_array(np.empty((3, 16), np.float32)),
+        [0.0] * 48,
+    ],
+    ids=["meta", "integers", "graph", "negative", "sparse", "masked", "list"],
+)
+def test_out_of_another_kind_is_refused_by_its_name(backend: Backend, out: Any) -> None:
+    x = backend.array(np.ones((3, 100), np.float32))
+    with pytest.raises(
+        grass.UnsupportedArrayError, match=r"^SJLT: out expects .* got .*: allocate"
+    ):
+        grass.SJLT(100, 16, seed=0)(x, out=out)
 
 
 def test_read_only_out_is_refused() -> None:

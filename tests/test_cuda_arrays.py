@@ -222,7 +222,11 @@ def float32(*shape: int) -> NDArray[np.float32]:
 @pytest.mark.parametrize(
     ("out", "error", "message"),
     [
-        (float32(3, K).astype(np.float64), grass.UnsupportedArrayError, "allocate it as float32"),
+        (
+            float32(3, K).astype(np.float64),
+            grass.UnsupportedArrayError,
+            "expects a float32 .* on cuda:0, got one of float64: allocate it as float32",
+        ),
         (float32(4, K), grass.ShapeError, r"shape \(3, 16\), got shape \(4, 16\)"),
         (float32(3 * K), grass.ShapeError, r"got shape \(48,\)"),
         (float32(3, 2 * K)[:, ::2], grass.ShapeError, r"strides \(32, 2\)"),
@@ -255,7 +259,7 @@ def test_outputs_elsewhere(cupy: FakeCupy, on: Callable[..., Any]) -> None:
     ):
         with pytest.raises(
             grass.UnsupportedArrayError,
-            match=f"Gaussian: out expects a {name} array on cuda:0.*{got}",
+            match=f"Gaussian: out expects a float32 {name} array on cuda:0.*{got}",
         ):
             project(on(rows()), out)
     assert not cupy.logged("launch")

@@ -320,8 +320,12 @@ def test_compile_failure(cupy: FakeCupy) -> None:
             CUDADriverError("CUDA_ERROR_INVALID_IMAGE: invalid"),
             "INVALID_IMAGE.*update the NVIDIA driver",
         ),
+        (
+            CUDADriverError("CUDA_ERROR_OUT_OF_MEMORY: out of memory"),
+            "free some of the device's memory",
+        ),
     ],
-    ids=["nvrtc", "headers", "image"],
+    ids=["nvrtc", "headers", "image", "memory"],
 )
 def test_kernels_that_cannot_be_loaded(cupy: FakeCupy, error: Exception, message: str) -> None:
     cupy.compile_error = error

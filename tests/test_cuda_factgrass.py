@@ -15,7 +15,7 @@ import nvrtc
 import reference
 import specs
 from cuda_on_cpu.device import EmulatedDevice
-from cuda_on_cpu.emulator import guarded
+from cuda_on_cpu.emulator import far_apart, guarded
 from grass_rs._backends.cuda import factgrass
 from grass_rs._backends.cuda.factgrass import FactGraSSProgram, Parts, Slabs, cut, share
 from grass_rs._backends.cuda.launch import Kernel, Launch
@@ -222,6 +222,21 @@ def test_any_strides_of_examples_and_tokens(dtype: Any) -> None:
     np.testing.assert_array_equal(run(spec, tokens_first, wide), expected)
     backwards = a[::-1, ::-1].copy()[::-1, ::-1]
     np.testing.assert_array_equal(run(spec, backwards, g), expected)
+
+
+@pytest.mark.parametrize("tokens", [1, 20])
+def test_examples_beyond_32_bits(tokens: int) -> None:
+    spec = MASKS["default"]
+    a, g = integers(spec, 3, tokens, np.float16)
+    np.testing.assert_array_equal(run(spec, far_apart(a), far_apart(g)), specs.build(spec)(a, g))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_tokens_beyond_32_bits(dtype: Any) -> None:
+    spec = MASKS["default"]
+    a, g = integers(spec, 1, 17, dtype)
+    apart = [far_apart(factor[0], 2**28 + 7)[None] for factor in (a, g)]
+    np.testing.assert_array_equal(run(spec, *apart), specs.build(spec)(a, g))
 
 
 def test_repeated_examples_and_tokens_have_stride_zero() -> None:

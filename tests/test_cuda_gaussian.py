@@ -14,6 +14,7 @@ import reference
 import specs
 from cuda_on_cpu import emulator
 from cuda_on_cpu.device import EmulatedDevice
+from cuda_on_cpu.emulator import far_apart
 from grass_rs._backends.cuda import gaussian
 from grass_rs._backends.cuda.gaussian import GaussianProgram, groups_of, projection_launch
 from grass_rs._backends.cuda.launch import Kernel, Launch
@@ -134,6 +135,12 @@ def test_dtypes_and_strides(dtype: Any) -> None:
     view = wide[::2, 4:54]
     exact = view.astype(np.float64)
     specs.assert_compressed(run(spec, view), reference.dense(spec), exact)
+
+
+def test_rows_beyond_32_bits() -> None:
+    spec = reference.gaussian(50, 4, 4, "rademacher")
+    x = np.random.default_rng(0).integers(-9, 10, (3, 50)).astype(np.float16)
+    np.testing.assert_array_equal(run(spec, far_apart(x)), run(spec, x))
 
 
 def test_many_rows_share_a_workspace(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 import reference
 import specs
 from cuda_on_cpu.device import EmulatedDevice
+from cuda_on_cpu.emulator import far_apart
 from grass_rs._backends.cuda import cyclic, iid, sjlt
 from grass_rs._backends.cuda.launch import SCALARS
 from grass_rs._backends.cuda.mask import MaskIndices, MaskProgram, mask_launch
@@ -243,14 +244,19 @@ def test_indices_beyond_32_bits(p: int) -> None:
     assert MaskIndices(indices).scalar == ("int" if p == 2**31 else "i64")
 
 
-@pytest.mark.parametrize("kind", ["cyclic", "iid"])
-def test_rows_beyond_32_bits(kind: str) -> None:
-    stride, p = 2**30 + 7, 300
-    memory = np.zeros(2 * stride + p, dtype=np.float16)
-    x = np.lib.stride_tricks.as_strided(memory, (3, p), (2 * stride, 2))
-    x[:] = integers(3, p)
-    spec = reference.sjlt(p, 60, 5, kind=kind)
-    assert np.array_equal(run(spec, x), specs.build(spec)(integers(3, p)))
+@pytest.mark.parametrize(
+    "spec",
+    [
+        reference.mask([0, 7, 299], 300),
+        reference.sjlt(300, 60, 5),
+        iids(300, 60),
+        reference.grass(300, 60, 5, mask=reference.mask(list(range(150, 300)), 300)),
+    ],
+    ids=["mask", "cyclic", "iid", "grass"],
+)
+def test_rows_beyond_32_bits(spec: dict[str, Any]) -> None:
+    x = far_apart(integers(3, 300).astype(np.float16))
+    assert np.array_equal(run(spec, x), specs.build(spec)(integers(3, 300)))
 
 
 # Launch arithmetic

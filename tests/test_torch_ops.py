@@ -300,6 +300,14 @@ def test_recorded_graph_compresses(mode: str) -> None:
     assert torch.equal(graph(other), compressor(other))
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+def test_traced_module_compresses() -> None:
+    compressor = specs.build(specs.EXAMPLES["sjlt"])
+    (x,), (other,) = tensors(compressor.spec), tensors(compressor.spec, seed=1)
+    traced = torch.jit.trace(lambda x: 2 * compressor(x), x)
+    assert torch.equal(traced(other), 2 * compressor(other))
+
+
 def test_call_under_a_dispatch_mode() -> None:
     compressor = specs.build(specs.EXAMPLES["logra"])
     arguments = tensors(compressor.spec)

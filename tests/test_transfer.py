@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import Future
+from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,7 +16,7 @@ from grass_rs.engine.transfer import CudaCopies, Transfer
 from slow_copies import SlowCopies, SlowCopy
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from numpy.typing import NDArray
     from torch import Tensor
@@ -237,6 +239,56 @@ def test_the_first_of_two_errors_is_raised_unless_the_second_is_an_interrupt(
 
 
 # CUDA itself
+
+
+def test_a_copy_waits_for_the_work_before_it_and_keeps_the_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    log: list[str] = []
+    stream = SimpleNamespace(wait_stream=lambda other: log.append(f"wait for {other}"))
+    done = SimpleNamespace(record=lambda where: log.append(f"record {where is stream}"))
+    streams_of: list[torch.device] = []
+
+    def new_stream(device: torch.device) -> Any:
+        streams_of.append(device)
+        return stream
+
+    @contextmanager
+    def on(where: Any) -> Iterator[None]:
+        log.append(f"enter {where is stream}")
+        yield
+        log.append("leave")
+
+    def copy(_: Any, *, non_blocking: bool) -> None:
+        log.append(f"copy {non_blocking}")
+
+    monkeypatch.setattr(torch.cuda, "Stream", new_stream)
+    monkeypatch.setattr(torch.cuda, "stream", on)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: f"the model's on {device}")
+    monkeypatch.setattr(torch.cuda, "Event", lambda *, blocking: done if blocking else None)
+    tensor: Any = SimpleNamespace(
+        device=torch.device("cuda:1"),
+        record_stream=lambda where: log.append(f"keep {where is stream}"),
+    )
+    memory: Any = SimpleNamespace(copy_=copy)
+    copies = CudaCopies()
+    for _ in range(2):
+        assert copies.begin(tensor, memory) is done
+        expected = (
+            "wait for the model's on cuda:1, enter True, copy True, record True, leave, keep True"
+        )
+        assert ", ".join(log) == expected
+        log.clear()
+    assert streams_of == [tensor.device]
+
+
+def test_copies_go_to_pinned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, Any] = {}
+    tensor = torch.ones(3, 2, dtype=torch.bool)
+    monkeypatch.setattr(torch, "empty", lambda shape, **how: asked.update(how, shape=shape))
+    CudaCopies().memory(tensor)
+    expected = {"shape": (3, 2), "dtype": torch.bool, "device": "cpu", "pin_memory": True}
+    assert asked == expected
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")

@@ -35,8 +35,8 @@ def layer(method: str, d_in: int, d_out: int) -> str:
 
 
 def caching(method: str, model: str) -> str:
-    """Name a pass that compresses all gradients."""
-    return f"{method} rows, {model}"
+    """Name a pass that caches all gradients."""
+    return f"caching by {method}, {model}"
 
 
 GPU = Goals(

@@ -26,10 +26,10 @@ def _quantity(value: float, unit: str) -> str:
 
 
 def _speed(row: Row) -> str:
-    """Return the speed by the measure that bounds it: multiply-adds where there are any, or bytes."""
+    """Return the speed by the measure that bounds it: multiply-adds beside as many of another kind, or bytes."""
     if row.unit != "s":
         return ""
-    if row.operations and "multiply-adds" in row.against:
+    if row.operations and any(word in row.against for word in ("multiply-adds", "product")):
         return f"{row.operations / row.value / 1e9:.1f} GFLOP/s"
     if row.bytes:
         return f"{row.bytes / row.value / 1e9:.1f} GB/s"

@@ -75,13 +75,13 @@ def values(array: DeviceArray) -> NDArray[Any]:
     """Return the memory of an array, a part of its owner or not, as NumPy sees it."""
     dtype = array.owner.dtype
     strides = tuple(stride * dtype.itemsize for stride in array.strides)
-    return at_address(array.pointer, array.shape, strides, dtype)
+    return at_address(array.pointer, array.shape, strides, dtype, array.owner)
 
 
 def at_address(
-    pointer: int, shape: tuple[int, ...], strides: tuple[int, ...], dtype: np.dtype[Any]
+    pointer: int, shape: tuple[int, ...], strides: tuple[int, ...], dtype: np.dtype[Any], owner: Any
 ) -> NDArray[Any]:
-    """Return memory as NumPy sees it; whoever owns it must be kept."""
+    """Return memory as NumPy sees it; the result keeps its owner."""
     interface = {
         "version": 3,
         "data": (pointer, False),
@@ -89,4 +89,5 @@ def at_address(
         "strides": strides,
         "typestr": dtype.str,
     }
-    return np.asarray(SimpleNamespace(__array_interface__=interface)).view(dtype)
+    memory = SimpleNamespace(__array_interface__=interface, owner=owner)
+    return np.asarray(memory).view(dtype)

@@ -59,7 +59,7 @@ class Array:
         self.data, self.device = memory, memory.device
         self.shape, self.strides = shape, strides
         self.dtype, self.itemsize = np.dtype(dtype), np.dtype(dtype).itemsize
-        self.values = at_address(memory.ptr, shape, strides, self.dtype)
+        self.values = at_address(memory.ptr, shape, strides, self.dtype, memory)
 
     @classmethod
     def of(cls, values: NDArray[Any], device: int) -> Array:

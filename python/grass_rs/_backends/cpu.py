@@ -73,8 +73,7 @@ def _array_view(what: str, array: Any) -> np.ndarray[Any, Any]:
             raise unsupported(what, "a masked array: pass .filled(0), or only the unmasked rows")
         if not isinstance(array, np.ndarray):
             kind = f"{type(array).__module__}.{type(array).__qualname__}"
-            hint = ": copy it to the CPU first" if "cupy" in kind else ": pass numpy.asarray of it"
-            raise unsupported(what, kind + hint)
+            raise unsupported(what, f"{kind}: pass numpy.asarray of it")
     if array.dtype.char in _FLOAT_CHARS:
         return array
     if array.dtype.name == "bfloat16":
@@ -102,23 +101,44 @@ def _as_input(what: str, array: Any) -> np.ndarray[Any, Any]:
     return view
 
 
+def _plain_view(out: Any) -> np.ndarray[Any, Any] | None:
+    """Return a view of memory that the core may write, None where there is no such view."""
+    if not _torch_tensor(out):
+        return out if isinstance(out, np.ndarray) and not _masked(out) else None
+    torch = sys.modules["torch"]
+    plain = out.is_cpu and out.layout is torch.strided and out.dtype is torch.float32
+    if not plain or out.is_nested or out.is_neg() or out.requires_grad:
+        return None
+    view: np.ndarray[Any, Any] = out.numpy()
+    return view
+
+
+def _described(array: Any) -> str:
+    if _torch_tensor(array):
+        return (
+            f"a {array.layout} tensor of {array.dtype} on {array.device}, "
+            f"requires_grad={array.requires_grad}, negative view {array.is_neg()}"
+        )
+    kind = f"{type(array).__module__}.{type(array).__qualname__}"
+    if not isinstance(array, np.ndarray):
+        return kind
+    return f"{kind} of {array.dtype}, aligned={array.flags.aligned}"
+
+
 def _as_output(what: str, out: Any, shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
     """Return a view of `out` that the core writes: aligned, writable, C-contiguous float32."""
-    if type(out) is np.ndarray or not _torch_tensor(out):
-        view = _array_view(what, out)
-    elif out.requires_grad:
-        raise unsupported(
-            f"{what}: out", "a tensor of an autograd graph: allocate it with torch.empty"
+    view = out if type(out) is np.ndarray else _plain_view(out)
+    if view is None or view.dtype != np.float32 or not view.flags.aligned:
+        msg = (
+            f"{what}: out expects an aligned float32 NumPy array, or torch CPU tensor of no autograd graph, "
+            f"got {_described(out)}: allocate it with numpy.empty or torch.empty"
         )
-    else:
-        view = _tensor_view(what, out)
-    if view.dtype != np.float32 or not view.dtype.isnative or not view.flags.aligned:
-        kind = f"{view.dtype}, aligned={view.flags.aligned}: allocate it as float32"
-        raise unsupported(f"{what}: out", kind)
+        raise UnsupportedArrayError(msg)
     if view.shape != shape or not view.flags.c_contiguous or not view.flags.writeable:
         msg = (
             f"{what}: out expects a writable C-contiguous array of shape {shape}, got shape "
-            f"{view.shape}, strides {view.strides}, writable={view.flags.writeable}"
+            f"{view.shape}, strides {view.strides}, writable={view.flags.writeable}: allocate it with "
+            f"numpy.empty or torch.empty"
         )
         raise ShapeError(msg)
     return view

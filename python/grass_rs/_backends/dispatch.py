@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     from grass_rs import _native
 
 
+NESTED = "a nested tensor, whose rows are of any shape: pass a tensor of rows of one shape"
+"""What came and what to do, for messages."""
+
+
 class Backend(Protocol):
     """What compresses arrays of some libraries on some devices: a module with these functions."""
 
@@ -33,8 +37,8 @@ class Backend(Protocol):
 def is_traced(array: Any) -> bool:
     """Return whether torch records what is done to the array, so that it must see an operator.
 
-    That is so while torch compiles or exports, inside a `torch.func` transform, for tensors without
-    values, and while a dispatch mode is watching (`make_fx`, a counter of operations).
+    That is so while torch compiles, exports or traces (`torch.jit.trace`), inside a `torch.func` transform, for
+    tensors without values, and while a dispatch mode is watching (`make_fx`, a counter of operations).
     """
     torch = sys.modules.get("torch")
     # While Dynamo traces this function, it compiles, and sees no other question.
@@ -45,6 +49,7 @@ def is_traced(array: Any) -> bool:
             torch.compiler.is_compiling()
             or torch._C._len_torch_dispatch_stack() > 0  # noqa: SLF001 - torch has no public name for it
             or torch._C._functorch.peek_interpreter_stack() is not None  # noqa: SLF001
+            or torch._C._is_tracing()  # noqa: SLF001 - the public name asks twice
             or type(array).__torch_dispatch__ is not torch.Tensor.__torch_dispatch__
         )
     )
@@ -65,11 +70,13 @@ def backend_of(name: str, array: Any) -> Backend:
     Raises
     ------
     UnsupportedArrayError
-        For a tensor without values.
+        For a tensor without values, or a nested one.
 
     """
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(array, torch.Tensor):
+        if array.is_nested:
+            raise cpu.unsupported(name, NESTED)
         if array.is_cpu:
             return cpu
         if array.is_meta:

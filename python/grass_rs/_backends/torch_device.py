@@ -55,16 +55,22 @@ def write(name: str, result: Tensor, out: Any) -> Any:
     """
     if out is None:
         return result
-    what = f"{name}: out"
+    what, fits = f"{name}: out", False
     if not isinstance(out, torch.Tensor):
-        raise cpu.unsupported(what, f"{type(out).__qualname__}: allocate it with torch.empty")
-    if out.dtype != torch.float32 or out.device != result.device or out.requires_grad:
-        kind = f"a tensor of {out.dtype} on {out.device}, requires_grad={out.requires_grad}"
-        raise cpu.unsupported(what, f"{kind}: allocate it as float32 on {result.device}")
+        kind = f"{type(out).__module__}.{type(out).__qualname__}"
+    else:
+        kind = f"one of {out.dtype} on {out.device}, requires_grad={out.requires_grad}"
+        fits = out.dtype == torch.float32 and out.device == result.device and not out.requires_grad
+    if not fits:
+        msg = (
+            f"{what} expects a float32 tensor on {result.device} of no autograd graph, got {kind}: "
+            f"allocate it with torch.empty"
+        )
+        raise UnsupportedArrayError(msg)
     if out.shape != result.shape or not out.is_contiguous():
         msg = (
             f"{what} expects a contiguous tensor of shape {tuple(result.shape)}, got shape "
-            f"{tuple(out.shape)}, contiguous={out.is_contiguous()}"
+            f"{tuple(out.shape)}, contiguous={out.is_contiguous()}: allocate it with torch.empty"
         )
         raise ShapeError(msg)
     return out.copy_(result)

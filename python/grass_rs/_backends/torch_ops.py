@@ -23,7 +23,7 @@ from torch import Tensor
 
 from grass_rs import _native
 from grass_rs._backends import cpu, shapes, torch_device
-from grass_rs._backends.dispatch import backend_of, backend_of_both
+from grass_rs._backends.dispatch import NESTED, backend_of, backend_of_both
 from grass_rs.errors import ShapeError
 
 _ROWS, _FACTORS = "grass_rs::compress_rows", "grass_rs::compress_factors"
@@ -135,6 +135,8 @@ def compress_rows(spec: str, name: str, x: Any, out: Any) -> Any:
         As an eager call does; while torch compiles it reports them in an error of its own.
 
     """
+    if x.is_nested:
+        raise cpu.unsupported(name, NESTED)
     result = torch.ops.grass_rs.compress_rows.default(x.detach(), spec)
     return torch_device.write(name, result, out)
 
@@ -174,6 +176,8 @@ def compress_factors(  # noqa: PLR0917 - called alike on every backend
                 f"{type(factor).__qualname__} beside a traced tensor: pass torch.from_numpy of it"
             )
             raise cpu.unsupported(name, kind)
+        if factor.is_nested:
+            raise cpu.unsupported(name, NESTED)
     result = torch.ops.grass_rs.compress_factors.default(
         inputs.detach(), grad_outputs.detach(), spec, bias
     )

@@ -6,9 +6,7 @@ import math
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from grass_rs._backends.cuda.launch import SCALARS, DeviceArray
+from grass_rs._backends.cuda.launch import ITEM_BYTES, SCALARS, DeviceArray
 from grass_rs._backends.cuda.libraries import library_of
 from grass_rs.errors import ShapeError, UnsupportedArrayError
 
@@ -80,15 +78,15 @@ def as_output(
 
     """
     what = f"{what}: out"
+    where = f"float32 {library.name} array on cuda:{library.ordinal}"
     if library_of(out) is not library:
-        where = f"{library.name} array on cuda:{library.ordinal}"
         msg = f"{what} expects a {where}, as the input, got {described(out)}: allocate it there"
         raise UnsupportedArrayError(msg)
-    if reason := library.unreadable(out) or library.unwritable(out):
-        raise _unsupported(what, reason)
-    view = library.view(out)
-    if view.dtype != "float32":
-        raise _unsupported(what, f"an array of {view.dtype}: allocate it as float32")
+    reason = library.unreadable(out) or library.unwritable(out)
+    if reason is None and (view := library.view(out)).dtype != "float32":
+        reason = f"one of {view.dtype}: allocate it as float32"
+    if reason is not None:
+        raise UnsupportedArrayError(f"{what} expects a {where}, got {reason}")
     if view.shape != shape or not _is_contiguous(view):
         msg = (
             f"{what} expects a C-contiguous array of shape {shape}, got shape {view.shape}, "
@@ -127,16 +125,6 @@ def transposed(array: DeviceArray) -> DeviceArray:
     )
 
 
-def rows_of(array: DeviceArray, first: int, count: int) -> DeviceArray:
-    """Return some entries of the first axis."""
-    pointer = array.pointer + first * array.strides[0] * _itemsize(array.dtype)
-    return replace(array, pointer=pointer, shape=(count, *array.shape[1:]))
-
-
-def _itemsize(dtype: str) -> int:
-    return 2 if dtype == "bfloat16" else np.dtype(dtype).itemsize
-
-
 def _is_contiguous(array: DeviceArray) -> bool:
     steps = zip(array.shape, array.strides, _contiguous_strides(array.shape), strict=True)
     return 0 in array.shape or all(size == 1 or got == step for size, got, step in steps)
@@ -151,7 +139,7 @@ def _overlap(first: DeviceArray, second: DeviceArray) -> bool:
 def _extent(array: DeviceArray) -> tuple[int, int]:
     if 0 in array.shape:
         return array.pointer, array.pointer
-    size = _itemsize(array.dtype)
+    size = ITEM_BYTES[array.dtype]
     steps = [(n - 1) * step for n, step in zip(array.shape, array.strides, strict=True)]
     low = sum(step for step in steps if step < 0)
     high = sum(step for step in steps if step > 0)

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from grass_rs._backends.cuda.arrays import rows_of
 from grass_rs._backends.cuda.launch import SCALARS, Kernel, Launch
 from grass_rs._backends.cuda.sums import add_parts
 
@@ -47,7 +46,7 @@ class GaussianProgram:
         groups, group_length = groups_of(p, k)
         step = max(1, WORKSPACE // (groups * k))
         for first in range(0, n, step):
-            rows, target = (rows_of(array, first, min(step, n - first)) for array in (x, out))
+            rows, target = x.rows(first, step), out.rows(first, step)
             count = rows.shape[0]
             parts = device.empty((groups, count, k))
             device.launch(

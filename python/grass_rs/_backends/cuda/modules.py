@@ -229,4 +229,6 @@ def _compiled(ordinal: int, kernel: Kernel) -> Any:
                 "NVRTC or the headers are missing: pip install nvidia-cuda-nvrtc and nvidia-cuda-runtime of CuPy's CUDA "
                 "version, which torch for CUDA brings along"
             )
+        elif "out_of_memory" in reason.lower():
+            fix = "free some of the device's memory, which kernels take too"
         raise DeviceError(f"{what} cannot be loaded: {reason}: {fix}") from error

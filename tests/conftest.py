@@ -98,3 +98,13 @@ def run_script() -> Callable[..., str]:
         return done.stdout
 
     return run
+
+
+@pytest.fixture
+def cupy(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """Install the CuPy of `cuda_on_cpu`, whose kernels run in the emulator."""
+    from cuda_on_cpu.calls import installed
+    from cuda_on_cpu.fake_cupy import FakeCupy
+
+    with installed(monkeypatch, FakeCupy()) as fake:
+        yield fake

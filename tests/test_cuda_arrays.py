@@ -17,7 +17,6 @@ from cuda_on_cpu.calls import (
     as_numpy,
     assert_projected,
     every_library,
-    installed,
     on_cupy,
     on_torch,
     project,
@@ -25,20 +24,15 @@ from cuda_on_cpu.calls import (
     rows,
     said_on_cuda,
 )
-from cuda_on_cpu.fake_cupy import FakeCupy
 from grass_rs._backends import cuda
 from grass_rs._backends.cuda import programs
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from numpy.typing import NDArray
 
-
-@pytest.fixture
-def cupy(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeCupy]:
-    with installed(monkeypatch, FakeCupy()) as fake:
-        yield fake
+    from cuda_on_cpu.fake_cupy import FakeCupy
 
 
 # Arrays

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 
 import reference
 import specs
-from cuda_on_cpu.calls import as_numpy, every_library, installed, on_cupy
-from cuda_on_cpu.fake_cupy import FakeCupy
+from cuda_on_cpu.calls import as_numpy, every_library, on_cupy
 from grass_rs._backends import cuda
+
+if TYPE_CHECKING:
+    from cuda_on_cpu.fake_cupy import FakeCupy
 
 every_compressor = pytest.mark.parametrize("name", specs.EXAMPLES)
 
@@ -27,25 +29,20 @@ def call(spec: dict[str, Any], arrays: list[Any], *, bias: bool = False) -> Any:
 @every_library
 @every_compressor
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
-def test_every_compressor_gives_its_matrix_times_the_rows(
-    monkeypatch: pytest.MonkeyPatch, name: str, on: Any, dtype: str
-) -> None:
+@pytest.mark.usefixtures("cupy")
+def test_every_compressor_gives_its_matrix_times_the_rows(name: str, on: Any, dtype: str) -> None:
     spec = specs.EXAMPLES[name]
     arguments = [array.astype(dtype) for array in specs.inputs(spec, 5)]
-    with installed(monkeypatch, FakeCupy()):
-        found = as_numpy(call(spec, [on(array) for array in arguments]))
+    found = as_numpy(call(spec, [on(array) for array in arguments]))
     specs.assert_compressed(found, reference.dense(spec), *arguments)
 
 
 @every_compressor
-def test_cupy_arrays_reach_the_kernels_by_the_public_call(
-    monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
+def test_cupy_arrays_reach_the_kernels_by_the_public_call(cupy: FakeCupy, name: str) -> None:
     spec = specs.EXAMPLES[name]
     arguments = specs.inputs(spec, 3)
-    with installed(monkeypatch, FakeCupy()) as cupy:
-        found = specs.build(spec)(*(on_cupy(array) for array in arguments))
-        assert cupy.logged("launch") or cupy.logged("matmul")
+    found = specs.build(spec)(*(on_cupy(array) for array in arguments))
+    assert cupy.logged("launch") or cupy.logged("matmul")
     specs.assert_compressed(as_numpy(found), reference.dense(spec), *arguments)
 
 
@@ -53,13 +50,11 @@ def test_cupy_arrays_reach_the_kernels_by_the_public_call(
 @pytest.mark.parametrize(
     "name", [name for name, spec in specs.EXAMPLES.items() if specs.is_factorised(spec)]
 )
-def test_an_implied_bias_is_a_column_of_ones(
-    monkeypatch: pytest.MonkeyPatch, name: str, on: Any
-) -> None:
+@pytest.mark.usefixtures("cupy")
+def test_an_implied_bias_is_a_column_of_ones(name: str, on: Any) -> None:
     spec = specs.EXAMPLES[name]
     inputs, grad_outputs = specs.inputs(spec, 4)
     inputs[:, :, -1] = 1
-    with installed(monkeypatch, FakeCupy()):
-        short = np.ascontiguousarray(inputs[:, :, :-1])
-        found = as_numpy(call(spec, [on(short), on(grad_outputs)], bias=True))
+    short = np.ascontiguousarray(inputs[:, :, :-1])
+    found = as_numpy(call(spec, [on(short), on(grad_outputs)], bias=True))
     specs.assert_compressed(found, reference.dense(spec), inputs, grad_outputs)

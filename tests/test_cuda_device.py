@@ -46,12 +46,6 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture
-def cupy(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeCupy]:
-    with installed(monkeypatch, FakeCupy()) as fake:
-        yield fake
-
-
-@pytest.fixture
 def idle_cupy(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeCupy]:
     """Return a CuPy whose launches do nothing: the emulator runs one kernel at a time."""
     with installed(monkeypatch, FakeCupy(run=False)) as fake:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import ml_dtypes
@@ -15,7 +16,8 @@ import nvrtc
 import reference
 import specs
 from cuda_on_cpu.device import EmulatedDevice
-from cuda_on_cpu.emulator import far_apart, guarded
+from cuda_on_cpu.emulator import far_apart
+from cuda_on_cpu.factors import assert_same_bits, integers, run_program
 from grass_rs._backends.cuda import factgrass
 from grass_rs._backends.cuda.factgrass import FactGraSSProgram, Parts, Slabs, cut, share
 from grass_rs._backends.cuda.launch import Kernel, Launch
@@ -54,36 +56,7 @@ MASKS: dict[str, dict[str, Any]] = {
 }
 
 
-def integers(spec: dict[str, Any], n: int, tokens: int, dtype: Any = np.float32) -> Any:
-    """Return factors of small whole numbers: every sum of their products is exact in float32."""
-    rng = np.random.default_rng(n + tokens)
-    return tuple(
-        rng.integers(-4, 5, (n, tokens, spec[width])).astype(dtype)
-        for width in ("in_features", "out_features")
-    )
-
-
-def run(
-    spec: dict[str, Any],
-    inputs: Any,
-    grad_outputs: Any,
-    *,
-    bias: bool = False,
-    device: EmulatedDevice | None = None,
-) -> np.ndarray:
-    """Return what the program writes."""
-    device = device or EmulatedDevice()
-    factors = [
-        device.array(guarded(factor) if factor.flags.c_contiguous else factor)
-        for factor in (inputs, grad_outputs)
-    ]
-    out = device.empty((len(inputs), spec["output_dim"]))
-    FactGraSSProgram(spec).run(device, *factors, out, bias=bias)
-    return out.owner
-
-
-def assert_same_bits(result: np.ndarray, expected: np.ndarray) -> None:
-    np.testing.assert_array_equal(result.view(np.uint32), expected.view(np.uint32))
+run = partial(run_program, FactGraSSProgram)
 
 
 # Results

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import ml_dtypes
@@ -15,7 +16,7 @@ import nvrtc
 import reference
 import specs
 from cuda_on_cpu.device import EmulatedDevice
-from cuda_on_cpu.emulator import guarded
+from cuda_on_cpu.factors import assert_same_bits, integers, run_program
 from grass_rs import ShapeError, SpecError
 from grass_rs._backends.cuda import tile, tile_plans
 from grass_rs._backends.cuda.launch import DeviceArray
@@ -39,40 +40,11 @@ SHARED_LIMITS = {80: 163, 86: 99, 87: 163, 89: 99, 90: 227, 100: 227, 120: 99}
 """KiB that a block may have, by compute capability."""
 
 
-def integers(spec: dict[str, Any], n: int, tokens: int, dtype: Any = np.float32) -> Any:
-    """Return factors of small whole numbers: every sum of their products is exact in float32."""
-    rng = np.random.default_rng(n + tokens)
-    return tuple(
-        rng.integers(-4, 5, (n, tokens, spec[width])).astype(dtype)
-        for width in ("in_features", "out_features")
-    )
-
-
-def run(
-    spec: dict[str, Any],
-    inputs: Any,
-    grad_outputs: Any,
-    *,
-    bias: bool = False,
-    device: EmulatedDevice | None = None,
-) -> np.ndarray:
-    """Return what the program writes."""
-    device = device or EmulatedDevice()
-    factors = [
-        device.array(guarded(factor) if factor.flags.c_contiguous else factor)
-        for factor in (inputs, grad_outputs)
-    ]
-    out = device.empty((len(inputs), spec["output_dim"]))
-    TileProgram(spec).run(device, *factors, out, bias=bias)
-    return out.owner
+run = partial(run_program, TileProgram)
 
 
 def kernels(device: EmulatedDevice) -> set[str]:
     return {launch.kernel.file for launch in device.launches} - {"sum.cu"}
-
-
-def assert_same_bits(result: np.ndarray, expected: np.ndarray) -> None:
-    np.testing.assert_array_equal(result.view(np.uint32), expected.view(np.uint32))
 
 
 # Results

@@ -369,13 +369,14 @@ proptest! {
     }
 
     #[test]
-    fn any_bytes_in_any_file_are_an_error_or_the_store(file in 0usize..4, bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+    fn any_bytes_in_any_file_are_found(file in 0usize..4, bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("store");
         finished(&path, spec(Dtype::Float32, &NARROW), 9);
         let names: Vec<String> = files(&path).into_keys().collect();
         fs::write(path.join(&names[file]), bytes).unwrap();
-        let outcome = StoreReader::open(&path);
+        // Other ids of the same length are told by their checksum alone.
+        let outcome = StoreReader::open(&path).and_then(|reader| reader.verify(&Workers::serial()));
         prop_assert!(matches!(outcome, Err(Error::Corrupt { .. })), "{outcome:?}");
     }
 }

@@ -1,13 +1,33 @@
-"""What shape a call's result has: the checks that all backends share, on plain numbers."""
+"""What shape a call's result has: the checks that backends share, on plain numbers."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from grass_rs.errors import ShapeError
+from grass_rs.errors import ShapeError, SpecError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+_MOST_DEVICE_OUTPUTS = 2**31 - 1
+"""Kernels count outputs in 32 bits, and draw a number below it from one word."""
+
+
+def check_device_outputs(name: str, output_dim: int) -> None:
+    """Refuse a compressor with more outputs than a device counts.
+
+    Raises
+    ------
+    SpecError
+        If `output_dim` is 2^31 or more; `name` is the compressor's, for the message.
+
+    """
+    if output_dim > _MOST_DEVICE_OUTPUTS:
+        msg = (
+            f"{name} on a device expects output_dim <= {_MOST_DEVICE_OUTPUTS}, got {output_dim}: "
+            f"compress on the CPU, or choose a smaller output_dim"
+        )
+        raise SpecError(msg)
 
 
 def row_output_shape(

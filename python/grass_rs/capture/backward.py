@@ -179,8 +179,7 @@ def _current_pass() -> int:
 def _without_targets_behind(nodes: Iterable[Node]) -> set[Node]:
     """Return the nodes from which no other of them is reached.
 
-    Takes one look at each node of the graph behind: 0.4 ms for the 85 layers of a transformer of
-    12 blocks.
+    Takes one look at each node of the graph behind.
     """
     targets = set(nodes)
     reaching: dict[Node, bool] = {}

@@ -207,7 +207,7 @@ def _load(ordinal: int, kernel: Kernel, capturing: Callable[[], bool]) -> _Modul
 
 def _compiled(ordinal: int, kernel: Kernel) -> Any:
     cupy = _cupy()
-    # Macros are written into the source: CuPy compiles an empty file, in about 20 ms, for every new set of options.
+    # Macros are written into the source: CuPy compiles an empty file for every new set of options.
     defines = "".join(f"#define {macro.replace('=', ' ', 1)}\n" for macro in kernel.macros)
     code = defines + source(kernel.file)
     module = cupy.RawModule(code=code, options=("-std=c++17",), backend="nvrtc")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from grass_rs._backends.cuda.device import CudaDevice
-from grass_rs.errors import SpecError
+from grass_rs._backends.shapes import check_device_outputs
 
 if TYPE_CHECKING:
     from grass_rs import _native
@@ -28,21 +28,13 @@ _PROGRAMS = {
 }
 """Module and class of each spec's type; imported when the first array of a device comes."""
 
-MOST_OUTPUTS = 2**31 - 1
-"""The kernels count outputs in 32 bits."""
-
 
 class Structure:
     """A compressor's program, and the devices with what it keeps there."""
 
     def __init__(self, native: _native.Compressor) -> None:
         spec = json.loads(native.spec)
-        if native.output_dim > MOST_OUTPUTS:
-            msg = (
-                f"{spec['type']}: CUDA arrays need output_dim <= {MOST_OUTPUTS}, got "
-                f"{native.output_dim}: compress on the CPU, or choose a smaller output_dim"
-            )
-            raise SpecError(msg)
+        check_device_outputs(spec["type"], native.output_dim)
         module, name = _PROGRAMS[spec["type"]]
         program = getattr(import_module(f"grass_rs._backends.cuda.{module}"), name)
         self.program: Any = program(spec)

@@ -16,7 +16,7 @@ from grass_rs._backends.pure_torch.factors import FactGraSS, Factor, LoGra, Tile
 from grass_rs._backends.pure_torch.gaussian import Gaussian
 from grass_rs._backends.pure_torch.mask import GraSS, Mask
 from grass_rs._backends.pure_torch.sjlt import SJLT
-from grass_rs.errors import SpecError
+from grass_rs._backends.shapes import check_device_outputs
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -91,10 +91,6 @@ _TYPES: dict[str, Any] = {
 }
 
 
-_MOST_OUTPUTS = 2**31 - 1
-"""As many as the CUDA kernels take; numbers below it are drawn from one word each."""
-
-
 _structures: WeakKeyDictionary[_native.Compressor, Any] = WeakKeyDictionary()
 """What was made for a compressor, as long as it lives."""
 
@@ -108,12 +104,7 @@ def _structure(native: _native.Compressor) -> Any:
 
 def _make(native: _native.Compressor) -> Any:
     spec = json.loads(native.spec)
-    if native.output_dim > _MOST_OUTPUTS:
-        msg = (
-            f"{spec['type']}: expected output_dim <= {_MOST_OUTPUTS} on a device, got {native.output_dim}: "
-            f"compress on the CPU, or choose a smaller output_dim"
-        )
-        raise SpecError(msg)
+    check_device_outputs(spec["type"], native.output_dim)
     if spec["type"] in {"mask", "random_mask"}:
         return Mask(**spec)
     return _TYPES[spec.pop("type")](**spec)

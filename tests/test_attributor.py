@@ -144,11 +144,26 @@ def test_long_steps_show_a_bar_unless_told_not_to(
     attributor.score(loader, store)
     bars = capsys.readouterr()
     assert bars.out == ""
-    for words in ("cache: 100%", "queries: 100%", "3/3"):
+    for words in ("cache: 100%", "queries: 100%", "3/3", "score s: 100%"):
         assert words in bars.err
     attributor.cache(loader, tmp_path / "quiet", progress=False)
     attributor.score(loader, store, progress=False)
     assert capsys.readouterr().err == ""
+
+
+def test_several_dampings_and_a_file_are_those_of_the_store(tmp_path: Path) -> None:
+    model = mlp()
+    attributor = grass.Attributor(model, "cross_entropy", grass.Plan.for_model(model, dim=9))
+    loader = loader_of(*mlp_data(12))
+    store = attributor.cache(loader, tmp_path / "s", progress=False)
+    rows = attributor.compress(loader, progress=False)
+    swept = attributor.score(loader, store, damping=[0.1, 1.0], progress=False)
+    for scores, expected in zip(swept, store.score(rows, damping=[0.1, 1.0]), strict=True):
+        assert scores.damping == expected.damping
+        np.testing.assert_array_equal(scores.values, expected.values)
+    scores = attributor.score(loader, store, out=tmp_path / "scores.npy", progress=False)
+    np.testing.assert_array_equal(np.load(tmp_path / "scores.npy"), scores.values)
+    np.testing.assert_array_equal(scores.values, store.score(rows).values)
 
 
 def test_removing_a_helpful_example_raises_the_loss_of_the_query() -> None:

@@ -103,7 +103,7 @@ def run_until_death(path: Path, name: str, way: str, number: int) -> None:
 
 
 def files(path: Path) -> dict[str, bytes]:
-    return {f.name: f.read_bytes() for f in sorted(path.iterdir()) if f.name != ".lock"}
+    return {f.name: f.read_bytes() for f in sorted(path.iterdir()) if f.name[0] != "."}
 
 
 @pytest.fixture(scope="module")

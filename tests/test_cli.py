@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -55,7 +56,8 @@ def run(*arguments: object, **options: object) -> subprocess.CompletedProcess[st
 
 
 def test_help_explains_every_command(capsys: pytest.CaptureFixture[str]) -> None:
-    for arguments in ([], ["demo"], ["inspect"], ["verify"], ["score"]):
+    commands = ["demo", "inspect", "verify", "repair", "merge", "export", "score", "self-influence"]
+    for arguments in ([], *([command] for command in commands)):
         with pytest.raises(SystemExit) as exited:
             main([*arguments, "--help"])
         assert exited.value.code == 0
@@ -72,6 +74,13 @@ def test_help_explains_every_command(capsys: pytest.CaptureFixture[str]) -> None
         ["score", "only-one"],
         ["score", "a", "b", "--method", "cosine"],
         ["score", "a", "b", "--top", "0"],
+        ["score", "a", "b", "--damping", "much"],
+        ["self-influence", "a", "--top", "0"],
+        ["repair"],
+        ["merge", "a"],
+        ["merge", "--out", "b"],
+        ["export", "a", "--format", "npy"],
+        ["export", "a", "--out", "b", "--format", "csv"],
         ["demo", "--seed", "-1"],
         ["demo", "--seed", str(2**64)],
         ["demo", "--seed", "one"],
@@ -94,6 +103,8 @@ def test_inspect_json(train: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert facts == {
         "path": str(train),
         "complete": True,
+        "writers": 1,
+        "finished_writers": [],
         "rows": 30,
         "skipped": 0,
         "dtype": "float32",
@@ -123,7 +134,27 @@ def test_inspect_an_unfinished_store(tmp_path: Path, capsys: pytest.CaptureFixtu
     with grass.create_store(path, columns) as writer:
         writer.append(TRAIN[:5], TRAIN_IDS[:5])
     assert main(["inspect", str(path)]) == 0
-    assert "unfinished, 5 rows" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "unfinished, 5 rows" in out
+    assert "\nwriters: 1, finished: none\n" in out
+
+
+def test_inspect_shows_nothing_that_a_terminal_would_obey(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    column = grass.Column("red\x1b[31m\nfake: line", 0, 3, {"type": "a\tb", "of": {"\u202e": 1}})
+    fingerprints = {"plan\r": "\x00"}
+    with grass.create_store(tmp_path / "s", [column], fingerprints=fingerprints) as writer:
+        writer.append(np.ones((1, 3)), [0])
+        writer.finish()
+    (tmp_path / "s" / ".hidden").touch()
+    assert main(["inspect", str(tmp_path / "s")]) == 0
+    out = capsys.readouterr().out
+    assert all(line.isprintable() for line in out.splitlines())
+    assert "red\\x1b[31m\\nfake: line" in out
+    assert "plan\\r" in out
+    assert "\\x00" in out
+    assert "hidden" not in out
 
 
 def test_verify(train: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -182,7 +213,117 @@ def test_score_writes_a_file(
     assert grass.Scores.load(out).ids.shape == (4, 2)
 
 
-@pytest.mark.parametrize("command", [["inspect"], ["verify"], ["score", "missing"]])
+def test_score_streams_into_an_npy_file(
+    train: Path, queries: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "scores.npy"
+    command = ["score", str(train), str(queries), "--damping", "0.2", "--out", str(out)]
+    assert main([*command, "--progress"]) == 0
+    captured = capsys.readouterr()
+    assert captured.out.splitlines() == [
+        f"{out}: scores (4, 30), a row a query of {queries}",
+        f"{tmp_path / 'scores.ids.npy'}: ids of the columns",
+    ]
+    assert "score train.grass: 100%" in captured.err
+    expected = grass.open_store(train).score(grass.open_store(queries), damping=0.2)
+    np.testing.assert_array_equal(np.load(out), expected.values)
+    np.testing.assert_array_equal(np.load(tmp_path / "scores.ids.npy"), TRAIN_IDS)
+    assert main([*command, "--top", "3"]) == 1
+    assert "writes all scores" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("top", [3, 50])
+def test_self_influence_lists_the_largest(
+    train: Path, capsys: pytest.CaptureFixture[str], top: int
+) -> None:
+    assert main(["self-influence", str(train), "--top", str(top), "--damping", "0.7"]) == 0
+    header, *lines = capsys.readouterr().out.splitlines()
+    assert header.split("\t") == ["rank", "train", "score"]
+    values = grass.open_store(train).self_influence(0.7)
+    order = np.argsort(-values)[:top]
+    cells = [line.split("\t") for line in lines]
+    assert [int(rank) for rank, _, _ in cells] == list(range(1, min(top, 30) + 1))
+    assert [int(train) for _, train, _ in cells] == TRAIN_IDS[order].tolist()
+    np.testing.assert_allclose([float(value) for *_, value in cells], values[order], rtol=1e-6)
+
+
+@pytest.mark.parametrize(("lost", "unknown"), [([3, 17, 2**64 - 1], 2), ([], 0)])
+def test_repair_prints_what_to_cache_again(
+    train: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    lost: list[int],
+    unknown: int,
+) -> None:
+    dropped = len(lost) + unknown
+
+    def repaired(path: str) -> SimpleNamespace:
+        assert path == str(train)
+        ids = np.array(lost, np.uint64)
+        return SimpleNamespace(dropped_rows=dropped, lost_ids=ids, unknown_ids=unknown)
+
+    monkeypatch.setattr("grass_rs.store.repair_store", repaired, raising=False)
+    assert main(["repair", str(train)]) == 0
+    first, *more = capsys.readouterr().out.splitlines()
+    assert first == f"{train}: dropped {dropped} rows, kept 30"
+    assert len(more) == (2 if lost else 0)
+    if lost:
+        assert more[0] == f"cache again: 3 17 {2**64 - 1}"
+        assert more[1].startswith("lost with their ids: 2 rows")
+    assert main(["repair", str(train), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {
+        "dropped_rows": dropped,
+        "kept_rows": 30,
+        "lost_ids": lost,
+        "unknown_ids": unknown,
+    }
+
+
+def test_merge_makes_one_store(
+    train: Path,
+    queries: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if not hasattr(grass.store, "merge_stores"):
+
+        def merged(sources: list[str], path: Path) -> None:
+            assert sources == [str(train), str(queries)]
+            ids = np.concatenate([TRAIN_IDS, QUERY_IDS])
+            make_store(path, np.concatenate([TRAIN, QUERIES]), ids)
+
+        monkeypatch.setattr("grass_rs.store.merge_stores", merged, raising=False)
+    out = tmp_path / "merged.grass"
+    assert main(["merge", str(train), str(queries), "--out", str(out)]) == 0
+    assert capsys.readouterr().out == f"{out}: 34 rows of 2 stores\n"
+    store = grass.open_store(out)
+    np.testing.assert_array_equal(store[store.find(QUERY_IDS)], QUERIES)
+
+
+def test_export_writes_a_file(
+    train: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if not hasattr(grass.store, "export_store"):
+
+        def exported(store: str, out: Path, kind: str) -> None:
+            assert kind == "npy"
+            np.save(out, grass.open_store(store)[:])
+
+        monkeypatch.setattr("grass_rs.store.export_store", exported, raising=False)
+    out = tmp_path / "train.npy"
+    assert main(["export", str(train), "--out", str(out), "--format", "npy"]) == 0
+    size = out.stat().st_size
+    assert capsys.readouterr().out == f"{out}: npy of {train}, {size:,} bytes\n"
+    np.testing.assert_array_equal(np.load(out), TRAIN)
+
+
+@pytest.mark.parametrize(
+    "command", [["inspect"], ["verify"], ["score", "missing"], ["self-influence"]]
+)
 def test_a_missing_store_is_one_line(command: list[str], tmp_path: Path) -> None:
     done = run(*command, tmp_path / "nowhere.grass", cwd=tmp_path)
     assert done.returncode == 1
@@ -232,7 +373,7 @@ def test_ctrl_c_is_130(
     def interrupted(_: object) -> None:
         signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr(command_line.stores, "verify", interrupted)
+    monkeypatch.setattr(command_line.stores, "_verify", interrupted)
     assert main(["verify", str(train)]) == 130
     assert capsys.readouterr().err == "grass-rs: interrupted\n"
 

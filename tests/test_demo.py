@@ -141,8 +141,8 @@ def test_a_finished_store_is_used_again(small: DemoResult, tmp_path: Path) -> No
     again = run_demo(SMALL, path)
     assert {file.name: file.stat().st_mtime_ns for file in path.glob("[!.]*")} == written
     np.testing.assert_array_equal(again.scores.values, small.scores.values)
-    # The store of uncompressed gradients is gone.
-    assert list(tmp_path.iterdir()) == [path]
+    # The store of uncompressed gradients is gone, and so is its Fisher.
+    assert sorted(tmp_path.iterdir()) == [path, path.with_name("demo.grass.fisher")]
 
 
 def test_queries_show_the_extreme_scores(small: DemoResult) -> None:

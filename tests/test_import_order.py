@@ -38,7 +38,7 @@ CRATE_ORDER = [{"grass-core"}, {"grass-store"}, {"grass-engine"}, {"grass-py"}]
 CORE_ORDER = [
     {"error"},
     {"processors", "simd", "workspace"},
-    {"dtype", "panels", "philox", "parallel"},
+    {"convert", "dot", "dtype", "gram", "panels", "philox", "parallel"},
     {"project", "signs", "spec"},
     {"mask", "sjlt", "gaussian"},
     {"grass", "logra", "factgrass", "tile"},

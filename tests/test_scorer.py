@@ -52,6 +52,23 @@ def test_scores_are_of_the_rows_as_stored(tmp_path: Path, dtype: str) -> None:
     np.testing.assert_allclose(store.score(QUERIES, "graddot").values, exact, rtol=1e-5, atol=1e-5)
 
 
+def test_influence_of_int8_rows_where_the_query_has_what_the_rows_hardly_have(
+    tmp_path: Path,
+) -> None:
+    # The inverse makes those directions of the query the largest by far: no step of int8 would hold the others.
+    generator = np.random.default_rng(0)
+    sizes = np.where(np.arange(256) < 50, 1, 1e-3)
+    rows = (generator.standard_normal((2000, 256)) * sizes).astype(np.float32)
+    queries = (generator.standard_normal((3, 256)) * np.where(sizes == 1, 1, 0.3)).astype("f4")
+    store = write(tmp_path / "s", rows, (256,), "int8")
+    stored = store[:].astype(np.float64)
+    fisher = stored.T @ stored / len(stored)
+    damped = fisher + 0.4 * np.trace(fisher) / len(stored) * np.eye(256)
+    exact = queries @ np.linalg.solve(damped, stored.T)
+    found = store.score(queries, damping=0.4).values
+    np.testing.assert_allclose(found, exact, atol=1e-3 * np.abs(exact).max())
+
+
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("k", [1, 7, 90])
 def test_the_best_k_are_the_top_of_all(store: grass.Store, method: str, k: int) -> None:
@@ -184,16 +201,16 @@ def test_unfinished_and_empty_stores_are_not_scored(tmp_path: Path, store: grass
 
 
 def test_damage_is_found_in_the_chunk_that_is_read(tmp_path: Path) -> None:
-    # 64 KiB a row: 64 rows a chunk.
+    # 64 KiB a row: 16 rows a chunk.
     store = write(tmp_path / "s", numbers(150, 16_384), (16_384,))
     with (tmp_path / "s/shard-00000.rows").open("r+b") as file:
         file.seek(4096 + 100 * 65_536)
         file.write(b"\x55")
     queries = numbers(1, 16_384)
     for method in METHODS:
-        with pytest.raises(grass.CorruptStoreError, match="chunk 1 rows 64:128"):
+        with pytest.raises(grass.CorruptStoreError, match="chunk 6 rows 96:112"):
             store.score(queries, method)
-    with pytest.raises(grass.CorruptStoreError, match="chunk 1 rows 64:128"):
+    with pytest.raises(grass.CorruptStoreError, match="chunk 6 rows 96:112"):
         write(tmp_path / "t", queries, (16_384,)).score(store)
 
 
@@ -231,19 +248,41 @@ def test_a_store_ten_times_larger_than_the_memory_is_scored(
     assert printed.split() == ["influence", "True", "graddot", "True", "gradcos", "True"]
 
 
+@pytest.fixture(scope="module")
+def endless(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int, int], grass.Store]:
+    """Return a function that gives a store of a shape whose Fisher matrix takes minutes."""
+    folder = tmp_path_factory.mktemp("endless")
+
+    def of_shape(rows: int, width: int) -> grass.Store:
+        path = folder / f"{rows}-{width}"
+        if path.exists():
+            return grass.open_store(path)
+        return write(path, np.ones((rows, width), np.float32), (width,), "int8")
+
+    return of_shape
+
+
 @pytest.mark.parametrize(
-    ("rows", "width"),
+    ("rows", "width", "call"),
     [
-        (12_000, 12_000),  # the Fisher matrix itself
-        (4000, 60_000),  # the rows' inner products
+        (12_000, 12_000, "score(query)"),  # the Fisher matrix itself
+        (12_000, 12_000, "score(query, progress=True)"),
+        (12_000, 12_000, "score(query, out=out)"),
+        (12_000, 12_000, "self_influence([0.4, 1.0])"),
+        (4000, 60_000, "score(query)"),  # the rows' inner products
     ],
 )
-def test_ctrl_c_stops_a_score(
-    tmp_path: Path, run_script: Callable[..., str], rows: int, width: int
+def test_ctrl_c_stops_a_call(
+    endless: Callable[[int, int], grass.Store],
+    run_script: Callable[..., str],
+    rows: int,
+    width: int,
+    call: str,
 ) -> None:
-    store = write(tmp_path / "s", np.ones((rows, width), np.float32), (width,), "int8")
-    script = INTERRUPTED.format(
-        before="query = np.ones((1, store.width), np.float32)", call="store.score(query)"
-    )
+    store = endless(rows, width)
+    before = "query = np.ones((1, store.width), np.float32); out = sys.argv[1] + '.npy'"
+    script = INTERRUPTED.format(before=before, call=f"store.{call}")
     printed = run_script(script, str(store.path))
     assert printed == f"interrupted (1, {width}) [100]\n"
+    # No score was there yet, so no file is.
+    assert all(path.is_dir() for path in store.path.parent.iterdir())

@@ -48,6 +48,11 @@ def test_top_takes_what_was_kept() -> None:
             kept.top(k)
 
 
+def test_nan_never_wins() -> None:
+    ids, values = scores([[np.nan, -5.0, np.nan, -np.inf]], [1, 2, 3, 4]).top(2)
+    assert (ids.tolist(), values.tolist()) == ([[2, 4]], [[-5.0, -np.inf]])
+
+
 def test_every_value_has_an_id() -> None:
     with pytest.raises(grass.ShapeError, match="give one id a column or a value"):
         scores([[1.0, 2.0]], [1, 2, 3])

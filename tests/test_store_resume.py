@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 WIDTHS = (20_000, 45_536)
-"""256 KiB a row: 16 rows a chunk."""
+"""256 KiB a row: 4 rows a chunk."""
 ROWS = 60
 
 WRITE = """
@@ -84,19 +84,34 @@ def test_commits_closes_and_resumes_leave_no_trace(
     writer = grass.create_store(folder / "pieces", columns(9), "int8", resume=True)
     for start, stop in pairwise(bounds):
         writer.append(rows[start:stop], np.arange(100 + start, 100 + stop))
-        match data.draw(st.sampled_from(["nothing", "commit", "close", "finish"])):
+        match data.draw(st.sampled_from(["nothing", "commit", "close"])):
             case "commit":
                 writer.commit()
             case "close":
                 writer.close()
                 writer = grass.create_store(folder / "pieces", columns(9), "int8", resume=True)
                 np.testing.assert_array_equal(writer.committed_ids, np.arange(100, 100 + stop))
-            case "finish":
-                assert len(writer.finish(skipped_ids=[0])) == stop
-                writer = grass.create_store(folder / "pieces", columns(9), "int8", resume=True)
     writer.finish()
     write(folder / "whole", rows, (9,), "int8")
     assert files(folder / "pieces") == files(folder / "whole")
+
+
+def test_a_finished_store_takes_more_rows_and_keeps_the_old_ones(tmp_path: Path) -> None:
+    rows = numbers(9, 9)
+    before = files(write(tmp_path / "s", rows[:5], (9,)).path)
+    with grass.create_store(tmp_path / "s", columns(9), resume=True) as writer:
+        assert grass.open_store(tmp_path / "s").complete
+        writer.append(rows[5:], [1, 2, 3, 4])
+        assert not grass.open_store(tmp_path / "s").complete
+        store = writer.finish(skipped_ids=[7])
+    assert store.complete
+    np.testing.assert_array_equal(store[:], rows)
+    assert store.skipped_ids.tolist() == [7]
+    after = files(store.path)
+    assert all(after[name] == data for name, data in before.items() if name.startswith("shard"))
+    with grass.create_store(tmp_path / "s", columns(9), resume=True) as writer:
+        writer.append(rows[:1], [7])
+        assert writer.finish().skipped_ids.tolist() == []
 
 
 def test_leaving_the_context_commits_what_was_appended_and_does_not_finish(tmp_path: Path) -> None:
@@ -238,8 +253,8 @@ writer.append(rows[:20], np.arange(100, 120))
 writer.commit()
 # Writing past this length fails, like writing to a full disk.
 resource.setrlimit(resource.RLIMIT_FSIZE, (6 << 20, resource.RLIM_INFINITY))
-writer.append(rows[20:30], np.arange(120, 130))
 try:
+    writer.append(rows[20:30], np.arange(120, 130))
     writer.commit()
 except grass.StoreError as error:
     print(error.errno, error)

@@ -22,6 +22,7 @@ from grass_rs.errors import (
     GrassError,
     LossError,
     NonFiniteError,
+    ScoresFileError,
     ShapeError,
     SpecError,
     StoreError,
@@ -34,7 +35,14 @@ from grass_rs.errors import (
     UnsupportedLayerError,
 )
 from grass_rs.lds import lds
-from grass_rs.store import Store, StoreWriter, create_store, open_store
+from grass_rs.store import (
+    Store,
+    StoreWriter,
+    create_store,
+    export_store,
+    merge_stores,
+    open_store,
+)
 from grass_rs.types import Column, Scores
 
 __version__: str = build_info()["version"]
@@ -58,6 +66,7 @@ __all__ = [
     "Plan",
     "RandomMask",
     "Scores",
+    "ScoresFileError",
     "ShapeError",
     "SpecError",
     "Store",
@@ -75,7 +84,9 @@ __all__ = [
     "compressor_from_bytes",
     "compressor_from_spec",
     "create_store",
+    "export_store",
     "lds",
+    "merge_stores",
     "num_threads",
     "open_store",
     "register_torch_ops",

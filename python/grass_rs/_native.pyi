@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from os import PathLike
 from typing import Any, final
 
@@ -12,8 +13,12 @@ __all__ = [
     "check_same_columns",
     "check_same_fingerprints",
     "derive",
+    "merge_stores",
     "num_threads",
+    "repair_store",
     "score_store",
+    "score_to_file",
+    "self_influence",
     "set_num_threads",
     "verify_store",
 ]
@@ -57,6 +62,8 @@ class StoreWriter:
         resume: bool,
         commit_bytes: int,
         commit_seconds: float,
+        writer: int,
+        writers: int,
     ) -> StoreWriter: ...
     @property
     def width(self) -> int: ...
@@ -88,6 +95,10 @@ class StoreReader:
     def verify(self) -> None: ...
 
 def verify_store(path: str | PathLike[str]) -> None: ...
+def merge_stores(sources: list[str | PathLike[str]], path: str | PathLike[str]) -> None: ...
+def repair_store(
+    path: str | PathLike[str],
+) -> tuple[int, int, NDArray[np.uint64], int]: ...
 def check_same_columns(
     path: str | PathLike[str],
     stored: list[tuple[str, int, str]],
@@ -100,9 +111,24 @@ def score_store(
     store: StoreReader,
     queries: NDArray[np.float32] | StoreReader,
     method: str,
-    damping: float,
+    dampings: list[float],
     top_k: int | None,
-) -> tuple[NDArray[np.uint64], NDArray[np.float32]]: ...
+    progress: Callable[[int, int], object] | None,
+) -> list[tuple[NDArray[np.uint64], NDArray[np.float32]]]: ...
+def score_to_file(
+    store: StoreReader,
+    queries: NDArray[np.float32] | StoreReader,
+    method: str,
+    damping: float,
+    path: str | PathLike[str],
+    sync_seconds: float,
+    progress: Callable[[int, int], object] | None,
+) -> None: ...
+def self_influence(
+    store: StoreReader,
+    dampings: list[float],
+    progress: Callable[[int, int], object] | None,
+) -> list[NDArray[np.float32]]: ...
 def derive(seed: int, label: str) -> int: ...
 def set_num_threads(threads: int) -> None: ...
 def num_threads() -> int: ...

@@ -81,6 +81,10 @@ class CorruptStoreError(StoreError, ValueError):
     """Bytes of the store are damaged or missing."""
 
 
+class ScoresFileError(GrassError, OSError):
+    """A file of scores cannot be written, or another call began it."""
+
+
 def unknown_name(what: str, name: Any, known: Iterable[str]) -> str:
     """Return the message for a name that is not known, with the closest known one."""
     names = sorted(known)

@@ -35,9 +35,11 @@ class Scores:
     """Scores of training examples for queries; positive = training on it lowers the query's loss."""
 
     values: NDArray[np.float32]
-    """(n_query, n_train), or (n_query, k), best first, when only the top k were kept."""
+    """(n_query, n_train), or (n_query, k), best first, when only the top k were kept; a read-only
+    memory map where they were scored into a file."""
     ids: NDArray[np.uint64]
-    """Ids of the training examples: (n_train,), or (n_query, k) when only the top k were kept."""
+    """Ids of the training examples: (n_train,), or (n_query, k) when only the top k were kept; a
+    memory map like `values`."""
     method: str
     """Attribution method that gave the scores."""
     damping: float | None
@@ -85,14 +87,19 @@ class Scores:
         if not isinstance(k, (int, np.integer)) or not 1 <= k <= kept:
             msg = f"top expects k from 1 to {kept} (scores a query), got {k}"
             raise ShapeError(msg)
-        ids = np.broadcast_to(self.ids, self.values.shape)
-        order = np.lexsort((ids, -self.values), axis=1)[:, :k]
-        return np.take_along_axis(ids, order, axis=1), np.take_along_axis(
-            self.values, order, axis=1
-        )
+        best_ids = np.empty((len(self.values), k), np.uint64)
+        best_values = np.empty((len(self.values), k), np.float32)
+        all_ids = np.broadcast_to(self.ids, self.values.shape)
+        # Query by query: memory for the scores of one, where those of all are in a file.
+        for query, (ids, values) in enumerate(zip(all_ids, self.values, strict=True)):
+            order = np.lexsort((ids, -values))[:k]
+            best_ids[query], best_values[query] = ids[order], values[order]
+        return best_ids, best_values
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write the scores to an `.npz` file, readable by `numpy.load` and `Scores.load`.
+
+        Values and ids that are memory maps are copied piece by piece.
 
         Parameters
         ----------

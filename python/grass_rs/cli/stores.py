@@ -1,100 +1,160 @@
-"""The subcommands about stores: `inspect`, `verify` and `score`. None of them needs torch."""
+"""The subcommands about stores: `inspect`, `verify`, `repair`, `merge` and `export`. None needs torch."""
 
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from grass_rs.cli.arguments import add_command
+from grass_rs.cli.inspect import facts, text
 from grass_rs.store import open_store, verify_store
 
 if TYPE_CHECKING:
     from argparse import Namespace
-    from collections.abc import Iterator
 
-    from grass_rs.store import Store
-    from grass_rs.types import Scores
+_FORMATS = ("npy", "safetensors", "parquet-ids")
 
 
-def inspect(arguments: Namespace) -> str:
+def add(commands: Any) -> None:
+    """Add the subcommands."""
+    _add_inspect(commands)
+    _add_verify(commands)
+    _add_repair(commands)
+    _add_merge(commands)
+    _add_export(commands)
+
+
+def _add_inspect(commands: Any) -> None:
+    command = add_command(
+        commands,
+        "inspect",
+        _inspect,
+        "say what a store holds",
+        """\
+Prints rows, dtype, size on disk, fingerprints of plan and model, and the compressor of each layer.
+Reads no rows: `grass-rs verify` does.
+
+example: grass-rs inspect train.grass --json""",
+    )
+    command.add_argument("store", metavar="STORE", help="folder of the store")
+    command.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def _add_verify(commands: Any) -> None:
+    command = add_command(
+        commands,
+        "verify",
+        _verify,
+        "check every byte of a store against its checksums",
+        """\
+Exit code 0 = every row and id is as it was written; 1 = the message names all damage found, which
+`grass-rs repair` drops.
+
+example: grass-rs verify train.grass""",
+    )
+    command.add_argument("store", metavar="STORE", help="folder of the store")
+
+
+def _add_repair(commands: Any) -> None:
+    command = add_command(
+        commands,
+        "repair",
+        _repair,
+        "drop what is damaged in a store, and keep the rest",
+        """\
+Says how many rows were dropped and kept, and the ids of the examples to be cached again: the same
+call of `cache` that made the store caches just those.
+
+example: grass-rs repair train.grass""",
+    )
+    command.add_argument("store", metavar="STORE", help="folder of the store")
+    command.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def _add_merge(commands: Any) -> None:
+    command = add_command(
+        commands,
+        "merge",
+        _merge,
+        "make one store of the rows of several, of the same plan and model",
+        """\
+The sources stay as they are. No example may be in two of them.
+
+example: grass-rs merge part-0.grass part-1.grass --out train.grass""",
+    )
+    command.add_argument("sources", metavar="SOURCE", nargs="+", help="folder of a store")
+    command.add_argument(
+        "--out", type=Path, metavar="PATH", required=True, help="folder of the new store"
+    )
+
+
+def _add_export(commands: Any) -> None:
+    command = add_command(
+        commands,
+        "export",
+        _export,
+        "write a store's rows, or its ids, in a format of other programs",
+        """\
+npy = rows as a float32 matrix for numpy.load; safetensors = rows and ids, as tensors; parquet-ids =
+a table of the ids in the order of the rows. Every chunk is compared with its checksum.
+
+example: grass-rs export train.grass --out train.npy --format npy""",
+    )
+    command.add_argument("store", metavar="STORE", help="folder of the store")
+    command.add_argument("--out", type=Path, metavar="PATH", required=True, help="file to write")
+    command.add_argument("--format", choices=_FORMATS, required=True, help="what to write")
+
+
+def _inspect(arguments: Namespace) -> str:
     """Return what a store holds, as text or as one JSON object."""
-    facts = _facts(open_store(arguments.store))
-    return json.dumps(facts, indent=2) if arguments.json else "\n".join(_text(facts))
+    held = facts(open_store(arguments.store))
+    return json.dumps(held, indent=2) if arguments.json else "\n".join(text(held))
 
 
-def verify(arguments: Namespace) -> str:
+def _verify(arguments: Namespace) -> str:
     """Check every byte of a store; `CorruptStoreError` lists all damage found."""
     store = verify_store(arguments.store)
     return f"{arguments.store}: {len(store):,} rows are as they were written"
 
 
-def score(arguments: Namespace) -> str:
-    """Score the rows of one store for the rows of another, to a table or a file."""
-    train, queries = open_store(arguments.train), open_store(arguments.queries)
-    keep_all = arguments.out is not None and arguments.top is None
-    scores = train.score(
-        queries,
-        method=arguments.method,
-        damping=arguments.damping,
-        top_k=None if keep_all else min(arguments.top or 10, len(train)),
-    )
-    if arguments.out is None:
-        return "\n".join(_table(scores, queries))
-    scores.save(arguments.out)
-    return f"{arguments.out}: scores {scores.values.shape}, a row a query of {arguments.queries}"
+def _repair(arguments: Namespace) -> str:
+    """Drop what is damaged, and return what is to be cached again."""
+    from grass_rs.store import repair_store  # noqa: PLC0415 - seldom needed
+
+    outcome = repair_store(arguments.store)
+    kept, lost = len(open_store(arguments.store)), outcome.lost_ids.tolist()
+    if arguments.json:
+        told = {
+            "dropped_rows": outcome.dropped_rows,
+            "kept_rows": kept,
+            "lost_ids": lost,
+            "unknown_ids": outcome.unknown_ids,
+        }
+        return json.dumps(told, indent=2)
+    lines = [f"{arguments.store}: dropped {outcome.dropped_rows:,} rows, kept {kept:,}"]
+    if lost:
+        lines.append(f"cache again: {' '.join(map(str, lost))}")
+    if outcome.unknown_ids:
+        lines.append(
+            f"lost with their ids: {outcome.unknown_ids:,} rows; caching again finds what is missing"
+        )
+    return "\n".join(lines)
 
 
-def _facts(store: Store) -> dict[str, Any]:
-    # The lock file is no part of the store.
-    files = [file for file in sorted(store.path.iterdir()) if file.name != ".lock"]
-    return {
-        "path": str(store.path),
-        "complete": store.complete,
-        "rows": len(store),
-        "skipped": len(store.skipped_ids),
-        "dtype": store.dtype,
-        "width": store.width,
-        "bytes": sum(file.stat().st_size for file in files),
-        "files": {file.name: file.stat().st_size for file in files},
-        "fingerprints": store.fingerprints,
-        "columns": [
-            {"name": c.name, "offset": c.offset, "width": c.width, "spec": c.spec}
-            for c in store.columns
-        ],
-    }
+def _merge(arguments: Namespace) -> str:
+    """Make one store of several."""
+    from grass_rs.store import merge_stores  # noqa: PLC0415 - seldom needed
+
+    merge_stores(arguments.sources, arguments.out)
+    merged = open_store(arguments.out)
+    return f"{arguments.out}: {len(merged):,} rows of {len(arguments.sources)} stores"
 
 
-def _text(facts: dict[str, Any]) -> Iterator[str]:
-    state = "complete" if facts["complete"] else "unfinished"
-    yield f"{facts['path']}: {state}, {facts['rows']:,} rows of {facts['width']:,} {facts['dtype']}"
-    if facts["skipped"]:
-        yield f"skipped examples: {facts['skipped']:,} (their gradients were not finite)"
-    yield f"size on disk: {facts['bytes']:,} bytes"
-    for name, size in facts["files"].items():
-        yield f"  {name:<24} {size:>16,}"
-    yield "fingerprints:"
-    for name, value in facts["fingerprints"].items():
-        yield f"  {name:<24} {value}"
-    yield "columns:"
-    for column in facts["columns"]:
-        span = f"{column['offset']}..{column['offset'] + column['width']}"
-        yield f"  {column['name'] or '(root)':<24} {span:<16} {_summary(column['spec'])}"
+def _export(arguments: Namespace) -> str:
+    """Write a store in another format."""
+    from grass_rs.store import export_store  # noqa: PLC0415 - seldom needed
 
-
-def _summary(spec: dict[str, Any]) -> str:
-    """Return a spec in one line: its type and options; a list by its length, a mask by its type."""
-    options = (f"{name}={_short(value)}" for name, value in spec.items() if name != "type")
-    return " ".join([str(spec.get("type", "(no type)")), *options])
-
-
-def _short(value: Any) -> str:
-    if isinstance(value, dict):
-        return str(value["type"])
-    return f"[{len(value)}]" if isinstance(value, list) else str(value)
-
-
-def _table(scores: Scores, queries: Store) -> Iterator[str]:
-    """Yield tab-separated lines: query id, rank from 1, training id, score."""
-    yield "query\trank\ttrain\tscore"
-    for query, ids, values in zip(queries.ids, scores.ids, scores.values, strict=True):
-        for rank, (train, value) in enumerate(zip(ids, values, strict=True), start=1):
-            yield f"{query}\t{rank}\t{train}\t{value:.9g}"
+    export_store(arguments.store, arguments.out, arguments.format)
+    size = arguments.out.stat().st_size
+    return f"{arguments.out}: {arguments.format} of {arguments.store}, {size:,} bytes"

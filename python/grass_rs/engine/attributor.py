@@ -6,7 +6,7 @@ import hashlib
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 import torch
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from grass_rs.capture import Loss
+    from grass_rs.store.score import Dampings
     from grass_rs.types import Scores
 
 _NONFINITE = ("raise", "skip")
@@ -181,16 +182,43 @@ class Attributor:
             writer = writer or stack.enter_context(create())
             return writer.finish(skipped)
 
+    @overload
+    def score(
+        self,
+        query_loader: Iterable[Any],
+        store: Store,
+        method: str = ...,
+        damping: float = ...,
+        *,
+        top_k: int | None = ...,
+        out: str | PathLike[str] | None = ...,
+        progress: bool = ...,
+    ) -> Scores: ...
+
+    @overload
+    def score(
+        self,
+        query_loader: Iterable[Any],
+        store: Store,
+        method: str = ...,
+        damping: Dampings = ...,
+        *,
+        top_k: int | None = ...,
+        out: None = ...,
+        progress: bool = ...,
+    ) -> list[Scores]: ...
+
     def score(
         self,
         query_loader: Iterable[Any],
         store: Store,
         method: str = "influence",
-        damping: float = 0.4,
+        damping: float | Dampings = 0.4,
         *,
         top_k: int | None = None,
+        out: str | PathLike[str] | None = None,
         progress: bool = True,
-    ) -> Scores:
+    ) -> Scores | list[Scores]:
         """Score every training example of a store for every query.
 
         Parameters
@@ -204,15 +232,18 @@ class Attributor:
             F = (1/n) sum g g^T of each layer; "graddot": g_query^T g_train; "gradcos": the cosine of
             whole rows.
         damping
-            Ridge lambda of a layer in units of tr(F) / n.
+            Ridge lambda of a layer in units of tr(F) / n; a sequence of numbers gives a list of
+            scores, one each.
         top_k
             Keep only the best k training examples of each query.
+        out
+            A file "NAME.npy" for all scores, as for `Store.score`.
         progress
-            Whether to show a progress bar.
+            Whether to show progress bars, of queries and then of stored rows.
 
         Returns
         -------
-        Scores
+        Scores or list of Scores
             Values (n_query, n_train) float32; positive = training on it lowers the query's loss.
 
         Raises
@@ -225,6 +256,8 @@ class Attributor:
             If the store was made with another plan, seed or model.
         StoreError
             If the store is unfinished, empty or damaged.
+        ScoresFileError
+            If `out` cannot be written, or another call began it.
 
         """
         if not isinstance(store, Store):
@@ -233,7 +266,8 @@ class Attributor:
             )
         check_same_columns(store.path, store.columns, self._plan.columns)
         check_same_fingerprints(store.path, store.fingerprints, self._fingerprints())
-        return store.score(self.compress(query_loader, progress=progress), method, damping, top_k)
+        queries = self.compress(query_loader, progress=progress)
+        return store.score(queries, method, damping, top_k, out=out, progress=progress)
 
     def compress(self, loader: Iterable[Any], *, progress: bool = True) -> NDArray[np.float32]:
         """Return the compressed gradients of all examples of a loader, in its order.

@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
-import sys
 from functools import cached_property
 from os import fspath
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, final
+from typing import TYPE_CHECKING, Any, final, overload
 
 import numpy as np
 
 from grass_rs import _native
-from grass_rs.errors import ShapeError, SpecError, UnsupportedArrayError, unknown_name
+from grass_rs.errors import DataError, UnsupportedArrayError
+from grass_rs.store.arrays import as_ids
 from grass_rs.store.columns import check_same_columns, check_same_fingerprints, from_native
-from grass_rs.types import Scores
+from grass_rs.store.progress import byte_bar
+from grass_rs.store.score import as_queries, score, score_to_file, several
 
 if TYPE_CHECKING:
     from os import PathLike
 
-    from numpy.typing import NDArray
+    from numpy.typing import ArrayLike, NDArray
 
-    from grass_rs.types import Column
-
-METHODS = ("influence", "graddot", "gradcos")
-"""How a query is compared with a stored row."""
+    from grass_rs.store.score import Dampings
+    from grass_rs.types import Column, Scores
 
 
 @final
@@ -32,6 +31,14 @@ class Store:
 
     Of an unfinished store these are the rows that were committed when it was opened.
     `store[i]`, `store[a:b:c]` and `store[array of whole numbers]` give copies as float32.
+    Rows are in the order in which they were written: `store[store.find([7, 3])]` reads them by id,
+    and `store[np.argsort(store.ids)]` in the order of ids.
+
+    What is checked when: opening compares the manifest, the logs with their checksums, the headers,
+    and the lengths of all files, whatever their size, in milliseconds; `ids` and `find` also the
+    checksums of the ids; `score` and `self_influence` those of every chunk that they read, before
+    its results count; `verify` all of them. `store[...]` reads single rows, and so compares no
+    checksums.
     """
 
     def __init__(self, native: _native.StoreReader, path: Path) -> None:
@@ -86,6 +93,49 @@ class Store:
         ids = self._native.ids()
         ids.flags.writeable = False
         return ids
+
+    @cached_property
+    def _by_id(self) -> NDArray[np.int64]:
+        """Numbers of the rows in the order of their ids."""
+        return np.argsort(self.ids).astype(np.int64, copy=False)
+
+    def find(self, ids: ArrayLike) -> NDArray[np.int64]:
+        """Return the numbers of the rows of these ids: `store[store.find([7, 3])]` reads by id.
+
+        The first call sorts all ids and keeps their order, 8 bytes a row.
+
+        Parameters
+        ----------
+        ids
+            (m,) whole numbers from 0; the same one may come several times.
+
+        Returns
+        -------
+        numpy.ndarray
+            (m,) int64, in the order of `ids`.
+
+        Raises
+        ------
+        DataError
+            If an id has no row, with the first of them; if they are no whole numbers from 0.
+        CorruptStoreError
+            If stored ids are damaged.
+
+        """
+        wanted = as_ids(ids)
+        places = np.searchsorted(self.ids, wanted, sorter=self._by_id)
+        # Beyond the last one is none.
+        found = np.append(self._by_id, 0)[places]
+        known = places < len(self)
+        known[known] = self.ids[found[known]] == wanted[known]
+        if not known.all():
+            missing = wanted[~known][0]
+            skipped = " (it was skipped)" if missing in self.skipped_ids else ""
+            raise DataError(
+                f"find expects ids of rows of {self._path}, got {missing}, which has none{skipped}: "
+                f"Store.ids lists those that have"
+            )
+        return found
 
     def __len__(self) -> int:
         return len(self._native)
@@ -153,18 +203,58 @@ class Store:
         """
         self._native.verify()
 
+    @overload
+    def score(
+        self,
+        queries: Any,
+        method: str = ...,
+        damping: float = ...,
+        top_k: int | None = ...,
+        *,
+        out: str | PathLike[str] | None = ...,
+        progress: bool = ...,
+    ) -> Scores: ...
+
+    @overload
+    def score(
+        self,
+        queries: Any,
+        method: str = ...,
+        damping: Dampings = ...,
+        top_k: int | None = ...,
+        *,
+        out: None = ...,
+        progress: bool = ...,
+    ) -> list[Scores]: ...
+
+    @overload
+    def score(
+        self,
+        queries: Any,
+        method: str = ...,
+        damping: float | Dampings = ...,
+        top_k: int | None = ...,
+        *,
+        out: str | PathLike[str] | None = ...,
+        progress: bool = ...,
+    ) -> Scores | list[Scores]: ...
+
     def score(
         self,
         queries: Any,
         method: str = "influence",
-        damping: float = 0.4,
+        damping: float | Dampings = 0.4,
         top_k: int | None = None,
-    ) -> Scores:
+        *,
+        out: str | PathLike[str] | None = None,
+        progress: bool = False,
+    ) -> Scores | list[Scores]:
         """Score every row of the store for every query, in bounded memory; torch is not needed.
 
-        Every chunk is compared with its checksum as it is read. The scores equal the formulas in
-        double precision; their bits do not depend on the other queries, on the number of threads,
-        or on how the store was written.
+        Every chunk is compared with its checksum as it is read, and a damaged one is an error, so no
+        score comes from a row that `verify` would refuse. The bits of a score do not depend on the
+        other queries, on the number of threads, or on how the store was written. Other Python
+        threads run meanwhile, and any number of calls may read a store at once. Ctrl-C stops a call.
 
         Parameters
         ----------
@@ -176,15 +266,26 @@ class Store:
             F = (1/n) sum g g^T over the store's rows, a block a column; "graddot": g_query^T g_train;
             "gradcos": the cosine of whole rows, 0 for a row of zeros.
         damping
-            Ridge of `influence`: lambda = damping * tr(F) / n of each column.
+            Ridge of `influence`: lambda = damping * tr(F) / n of each column. A sequence of numbers
+            gives the scores for each of them, from one decomposition of F.
         top_k
-            Keep only the best k rows of each query.
+            Keep only the best k rows of each query: exact, equal scores by smaller id.
+        out
+            A file "NAME.npy" for all scores (`top_k` must be None): they are written as they are
+            made, never all in memory, with their ids in "NAME.ids.npy", and come back as read-only
+            memory maps. Until both are finished they are called "NAME.npy.part" and
+            "NAME.ids.npy.part", and "NAME.npy.progress" says which scores survive whatever
+            happens; the same call again, after a kill or Ctrl-C too, makes only the others. A finished file
+            that is there stays until it is replaced by the new one. Delete the ".part" files to
+            drop what was begun.
+        progress
+            Whether to show a progress bar, of the bytes of rows.
 
         Returns
         -------
-        Scores
+        Scores or list of Scores
             Values (n_query, n) float32, or (n_query, top_k); positive = training on it lowers the
-            query's loss.
+            query's loss. A list, one each, for a sequence of dampings.
 
         Raises
         ------
@@ -194,7 +295,8 @@ class Store:
             If the queries are no numbers, or on another device.
         SpecError
             If the method is unknown, the damping no number, negative or not finite, or so small that
-            F + lambda I has no inverse.
+            F + lambda I has no inverse; if there are several dampings of a method without one, or
+            with `out`, or none; if `out` has another name or comes with `top_k`.
         NonFiniteError
             If a query, a stored row or a score is not finite.
         StoreMismatchError
@@ -203,27 +305,75 @@ class Store:
             If a chunk is damaged.
         StoreError
             If the store, or that of the queries, is unfinished or has no rows.
+        ScoresFileError
+            If `out` cannot be written, by a full disk for instance: what was written stays, and the
+            same call goes on with it. If an unfinished file of another call is there, or another
+            call is writing it.
 
         """
-        if method not in METHODS:
-            raise SpecError(unknown_name("method", method, METHODS))
         native: _native.StoreReader | NDArray[np.float32]
         if isinstance(queries, Store):
             check_same_columns(self._path, self.columns, queries.columns)
             check_same_fingerprints(self._path, self.fingerprints, queries.fingerprints)
             native = queries._native  # noqa: SLF001 - another object of this class
         else:
-            expected = f"score expects queries of shape (n, {self.width}) with n of at least 1"
-            native = as_rows(queries, expected, self.width)
-            if not len(native):
-                raise ShapeError(f"{expected}, got {native.shape}: give at least one query")
-        ids, values = _native.score_store(self._native, native, method, damping, top_k)
-        return Scores(
-            values=values,
-            ids=ids,
-            method=method,
-            damping=float(damping) if method == "influence" else None,
-        )
+            native = as_queries(queries, self.width)
+        with byte_bar(f"score {self._path.name}", shown=progress) as bar:
+            if out is None:
+                return score(self._native, native, method, damping, top_k=top_k, tell=bar)
+            return score_to_file(
+                self._native, native, method, damping, top_k=top_k, out=out, tell=bar
+            )
+
+    @overload
+    def self_influence(
+        self, damping: float = ..., *, progress: bool = ...
+    ) -> NDArray[np.float32]: ...
+
+    @overload
+    def self_influence(
+        self, damping: Dampings, *, progress: bool = ...
+    ) -> list[NDArray[np.float32]]: ...
+
+    def self_influence(
+        self, damping: float | Dampings = 0.4, *, progress: bool = False
+    ) -> NDArray[np.float32] | list[NDArray[np.float32]]:
+        """Return the influence of every row on itself, g^T (F + lambda I)^-1 g, summed over columns.
+
+        Large values are examples that the model could not have learnt from the others: rare ones,
+        and mislabelled ones.
+
+        Parameters
+        ----------
+        damping
+            lambda = damping * tr(F) / n of each column, as for `score`; a sequence of numbers gives
+            a list of arrays, one each.
+        progress
+            Whether to show a progress bar, of the bytes of rows.
+
+        Returns
+        -------
+        numpy.ndarray or list of numpy.ndarray
+            (n,) float32, in the order of `ids`.
+
+        Raises
+        ------
+        SpecError
+            If the damping is no number, negative or not finite, or so small that F + lambda I has no
+            inverse, or there is none.
+        NonFiniteError
+            If a stored row is not finite.
+        CorruptStoreError
+            If a chunk is damaged.
+        StoreError
+            If the store is unfinished or has no rows.
+
+        """
+        dampings = several(damping)
+        given: list[Any] = [damping] if dampings is None else dampings
+        with byte_bar(f"self-influence {self._path.name}", shown=progress) as bar:
+            values = _native.self_influence(self._native, given, bar)
+        return values[0] if dampings is None else values
 
 
 def open_store(path: str | PathLike[str]) -> Store:
@@ -260,64 +410,3 @@ def verify_store(path: str | PathLike[str]) -> Store:
     """
     _native.verify_store(path)
     return open_store(path)
-
-
-def first_line(error: Exception) -> str:
-    """Return what another library says, as far as it fits in one line."""
-    return str(error).partition("\n")[0]
-
-
-def _as_array(rows: Any) -> np.ndarray[Any, Any]:
-    torch = sys.modules.get("torch")
-    if torch is None or not isinstance(rows, torch.Tensor):
-        return np.asarray(rows)
-    rows = rows.detach().resolve_neg()
-    # NumPy has no bfloat16, which float32 holds like every smaller type.
-    wide = rows.is_floating_point() and rows.dtype != torch.float64
-    array: np.ndarray[Any, Any] = (rows.float() if wide else rows).numpy()
-    return array
-
-
-def as_rows(rows: Any, expected: str, width: int) -> NDArray[np.float32]:
-    """Return rows as a C-contiguous (n, width) float32 array, without a copy where they are one.
-
-    Parameters
-    ----------
-    rows
-        What NumPy takes as an array, or a torch CPU tensor of any float dtype, which is detached.
-    expected
-        The beginning of messages.
-    width
-        Numbers in a row.
-
-    Raises
-    ------
-    UnsupportedArrayError
-        If they are no numbers that are in the CPU's memory.
-    ShapeError
-        If they have another shape, or none, as ragged lists.
-
-    """
-    try:
-        values = _as_array(rows)
-    except ValueError as error:
-        raise ShapeError(
-            f"{expected}, got a {type(rows).__name__} of no one shape ({first_line(error)}): give rows "
-            f"of one length"
-        ) from error
-    except (RuntimeError, TypeError) as error:
-        raise UnsupportedArrayError(
-            f"{expected} of float numbers, got a {type(rows).__name__} that is no array "
-            f"({first_line(error)}): convert it to a NumPy array of floats"
-        ) from error
-    if values.dtype.kind not in "fiu":
-        raise UnsupportedArrayError(
-            f"{expected} of float numbers, got {values.dtype}: convert them"
-        )
-    if values.ndim != 2 or values.shape[1] != width:
-        raise ShapeError(
-            f"{expected}, got {values.shape}: give rows as the store's plan compresses them"
-        )
-    # What is too large for float32 becomes an infinity, which is reported with its place.
-    with np.errstate(over="ignore"):
-        return np.ascontiguousarray(values, dtype=np.float32)

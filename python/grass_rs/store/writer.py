@@ -8,18 +8,18 @@ from os import fspath
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
-import numpy as np
-
 from grass_rs import _native
-from grass_rs.errors import DataError, NonFiniteError, ShapeError, SpecError, unknown_name
+from grass_rs.errors import ShapeError, SpecError, unknown_name
+from grass_rs.store.arrays import as_ids, as_rows
 from grass_rs.store.columns import to_native
-from grass_rs.store.reader import Store, as_rows, first_line, open_store
+from grass_rs.store.reader import Store, open_store
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from os import PathLike
     from types import TracebackType
 
+    import numpy as np
     from numpy.typing import ArrayLike, NDArray
     from typing_extensions import Self
 
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
 DTYPES = ("float32", "float16", "bfloat16", "int8")
 """Types in which a store keeps its numbers; int8 has one scale a row and column."""
+
+MAX_WRITERS = 100_000
+"""As many as a store has shards."""
 
 _OPEN: weakref.WeakSet[_native.StoreWriter] = weakref.WeakSet()
 """The writers of this process."""
@@ -43,10 +46,10 @@ os.register_at_fork(after_in_child=_abandon_stores)
 
 @final
 class StoreWriter:
-    """The one writer of a store, made by `create_store`.
+    """A writer of a store, alone or one of several, made by `create_store`.
 
     As a context manager it commits what was appended when it is left, by an exception too, and
-    closes. Only `finish` makes the store complete.
+    closes. Only `finish` makes the store complete, that of the last writer where there are several.
     """
 
     def __init__(self, native: _native.StoreWriter, path: Path) -> None:
@@ -66,7 +69,7 @@ class StoreWriter:
 
     @property
     def committed_ids(self) -> NDArray[np.uint64]:
-        """Ids of the committed rows, in their order: (n,) uint64."""
+        """Ids of the committed rows of all writers, in their order: (n,) uint64."""
         return self._native.committed_ids()
 
     def append(self, rows: Any, ids: ArrayLike) -> None:
@@ -104,12 +107,6 @@ class StoreWriter:
                 f"append expects one id a row, got rows of shape {values.shape} and ids of shape "
                 f"{numbers.shape}: give one id a row"
             )
-        finite = np.isfinite(values).all(axis=1)
-        if not finite.all():
-            raise NonFiniteError(
-                f"append expects finite rows, got a NaN or an infinity, or more than float32 holds, in "
-                f"the row of id {numbers[~finite][0]}: leave the example out"
-            )
         self._native.append(values, numbers)
 
     def commit(self) -> None:
@@ -124,17 +121,21 @@ class StoreWriter:
         self._native.commit()
 
     def finish(self, skipped_ids: ArrayLike = ()) -> Store:
-        """Commit, mark the store complete, close it, and return it opened for reading.
+        """Commit, finish, close the writer, and return the store opened for reading.
+
+        The store is complete when all of its writers have finished; until then `Store.complete` is
+        False.
 
         Parameters
         ----------
         skipped_ids
-            Ids of examples that were left out on purpose; `Store.skipped_ids` lists them.
+            Ids of examples that were left out on purpose; `Store.skipped_ids` lists them beside
+            those recorded before, until they get a row.
 
         Raises
         ------
         DataError
-            If a skipped id has a row.
+            If a skipped id has a row, or an id has a row of two writers: the store stays unfinished.
         StoreError
             If the rows cannot be written.
 
@@ -174,12 +175,18 @@ def create_store(
     resume: bool = False,
     commit_bytes: int = 64 * 2**20,
     commit_seconds: float = 30.0,
+    writer: int = 0,
+    writers: int = 1,
 ) -> StoreWriter:
     """Create a store for rows of these columns, or go on with one.
 
     A finished store may be opened with `resume` too; the first commit of more rows makes it
-    unfinished again. The bytes of a finished store depend on its rows, ids, columns, dtype and
-    fingerprints, never on when it was committed, killed or resumed.
+    unfinished again, and they get a shard of their own. The bytes of a finished store depend on its
+    rows, ids, columns, dtype and fingerprints, and on which writer wrote which rows, never on when
+    it was committed, killed or resumed.
+
+    Several processes may write one store at once, each rows of its own: all of them call this with
+    `resume=True`, the same `writers`, and a `writer` of their own.
 
     Parameters
     ----------
@@ -196,17 +203,22 @@ def create_store(
         Whether to go on with a store that is there, after cutting off what was not committed.
     commit_bytes, commit_seconds
         Commit when rows of so many bytes wait, or, at an append, so many seconds have passed.
+    writer, writers
+        The number of this writer, from 0, and how many there are. Writer `w` writes the shards
+        `w`, `w + writers`, `w + 2 * writers` and so on. Once nobody writes the store, it may be
+        resumed by another number of writers.
 
     Raises
     ------
     SpecError
-        If the dtype is unknown, or no row can have these columns.
+        If the dtype is unknown, no row can have these columns, or there is no such writer.
     StoreExistsError
         If there is anything at the path and `resume` is false.
     StoreMismatchError
         If the store there was made with another dtype, plan or model; the first difference is named.
     StoreLockedError
-        If another process is writing the store.
+        If another process is writing the store as the same writer, or as one of another number of
+        writers.
     CorruptStoreError
         If committed rows of the store are damaged or missing.
     StoreError
@@ -219,6 +231,11 @@ def create_store(
         raise SpecError(
             f"commit_bytes must be at least 1, got {commit_bytes}: the default is 64 MiB"
         )
+    if not 0 <= writer < writers <= MAX_WRITERS:
+        raise SpecError(
+            f"a store has 1 to {MAX_WRITERS} writers numbered from 0, got writer {writer} of "
+            f"{writers}: give writer < writers"
+        )
     native = _native.StoreWriter(
         path=path,
         columns=to_native(columns),
@@ -227,32 +244,7 @@ def create_store(
         resume=resume,
         commit_bytes=commit_bytes,
         commit_seconds=commit_seconds,
+        writer=writer,
+        writers=writers,
     )
     return StoreWriter(native, Path(fspath(path)))
-
-
-def as_ids(ids: ArrayLike) -> NDArray[np.uint64]:
-    """Return ids as (n,) uint64.
-
-    Raises
-    ------
-    DataError
-        If they are not whole numbers from 0 on one axis.
-
-    """
-    try:
-        numbers = np.asarray(ids)
-    except (RuntimeError, TypeError, ValueError) as error:  # ragged lists, tensors of a GPU
-        raise DataError(
-            f"ids expects whole numbers of shape (n,), got a {type(ids).__name__} that is no array "
-            f"({first_line(error)}): give one whole number a row"
-        ) from error
-    whole = numbers.dtype.kind in "iu" or numbers.size == 0
-    if numbers.ndim != 1 or not whole:
-        raise DataError(
-            f"ids expects whole numbers of shape (n,), got shape {numbers.shape} of {numbers.dtype}: give "
-            f"one whole number a row"
-        )
-    if numbers.size and numbers.min() < 0:
-        raise DataError(f"ids expects whole numbers from 0, got {numbers.min()}: give another id")
-    return np.ascontiguousarray(numbers, dtype=np.uint64)

@@ -7,10 +7,13 @@
 //! This crate is arithmetic only. It opens no files and knows no Python.
 
 pub mod compressor;
+pub mod convert;
+pub mod dot;
 pub mod dtype;
 pub mod error;
 pub mod factgrass;
 pub mod gaussian;
+pub mod gram;
 pub mod grass;
 pub mod logra;
 pub mod mask;

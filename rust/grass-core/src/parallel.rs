@@ -8,7 +8,7 @@
 
 use std::cell::Cell;
 use std::ops::ControlFlow;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use arc_swap::ArcSwapOption;
@@ -111,11 +111,37 @@ fn process_pool(helpers: usize) -> Option<Arc<ProcessPool>> {
     Some(fresh)
 }
 
-/// The threads that a heavy call may use, and the flag by which its owner stops it.
+/// How far a long call is, in units of its own choice.
+#[derive(Debug, Default)]
+pub struct Progress {
+    total: AtomicU64,
+    done: AtomicU64,
+}
+
+impl Progress {
+    /// Adds to what there is to do.
+    pub fn add_total(&self, units: u64) {
+        self.total.fetch_add(units, Ordering::Relaxed);
+    }
+
+    /// Adds to what is done.
+    pub fn add_done(&self, units: u64) {
+        self.done.fetch_add(units, Ordering::Relaxed);
+    }
+
+    /// What is done, and what there is to do as far as it is known.
+    pub fn get(&self) -> (u64, u64) {
+        let load = |count: &AtomicU64| count.load(Ordering::Relaxed);
+        (load(&self.done), load(&self.total))
+    }
+}
+
+/// The threads that a heavy call may use, the flag by which its owner stops it, and how far it is.
 #[derive(Debug, Clone)]
 pub struct Workers {
     threads: usize,
     cancelled: Arc<AtomicBool>,
+    progress: Arc<Progress>,
 }
 
 impl Workers {
@@ -129,6 +155,7 @@ impl Workers {
         Self {
             threads: threads.max(1),
             cancelled: Arc::default(),
+            progress: Arc::default(),
         }
     }
 
@@ -155,6 +182,11 @@ impl Workers {
     /// The flag that stops a running call: set it, and the call returns [`Error::Interrupted`] soon.
     pub fn cancel_flag(&self) -> Arc<AtomicBool> {
         Arc::clone(&self.cancelled)
+    }
+
+    /// How far the call is.
+    pub fn progress(&self) -> &Arc<Progress> {
+        &self.progress
     }
 
     /// Fails when the call was cancelled. Heavy loops ask at least every 50 ms or so.

@@ -1,109 +1,17 @@
-//! Symmetric positive definite matrices in tiles: gathered, factored and solved on all threads
-//! with the same bits for any number of them.
-
-use std::ops::Range;
+//! Symmetric positive definite matrices in tiles: factored and solved on all threads with the same bits for any
+//! number of them.
 
 use grass_core::parallel::Workers;
 use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis, s};
 
-use crate::chunks::zeros;
 use crate::error::{Error, Result};
-use crate::gemm::{add_long_product, add_product};
-
-/// Rows and columns of a tile: one task each.
-const TILE: usize = 256;
+use crate::gemm::add_product;
+use crate::tiles::{SymmetricTiles, place, tile};
 
 /// Below this many rows a triangle is worked on number by number.
 const LEAF: usize = 32;
 
-/// The lower half of a symmetric matrix, tile by tile.
-#[derive(Debug)]
-pub(crate) struct SymmetricTiles {
-    size: usize,
-    /// Tile (i, j) for j <= i at i (i + 1) / 2 + j.
-    tiles: Vec<Array2<f64>>,
-}
-
-/// One tile's share of a sum of outer products.
-pub(crate) struct GramTask<'a> {
-    out: &'a mut Array2<f64>,
-    left: ArrayView2<'a, f64>,
-    right: ArrayView2<'a, f64>,
-}
-
-impl GramTask<'_> {
-    pub(crate) fn run(self, workers: &Workers) -> Result<()> {
-        add_long_product(
-            self.out.view_mut(),
-            1.0,
-            self.left,
-            self.right.reversed_axes(),
-            workers,
-        )
-    }
-}
-
-fn place(i: usize, j: usize) -> usize {
-    i * (i + 1) / 2 + j
-}
-
-/// The rows of tile `index`.
-fn tile(index: usize, size: usize) -> Range<usize> {
-    index * TILE..size.min((index + 1) * TILE)
-}
-
 impl SymmetricTiles {
-    /// Memory that a matrix of this size takes.
-    pub(crate) fn bytes(size: usize) -> usize {
-        let edge = size.next_multiple_of(TILE);
-        size.saturating_mul(size + edge.min(TILE)) / 2 * size_of::<f64>()
-    }
-
-    /// The zero matrix of (size, size).
-    pub(crate) fn zeros(size: usize, column: &str, workers: &Workers) -> Result<Self> {
-        let count = size.div_ceil(TILE);
-        let mut tiles = Vec::with_capacity(place(count, 0));
-        for (i, j) in (0..count).flat_map(|i| (0..=i).map(move |j| (i, j))) {
-            workers.check()?;
-            let shape = (tile(i, size).len(), tile(j, size).len());
-            tiles.push(zeros(
-                shape,
-                || format!("the Fisher matrix of column {column:?}, a tile of it,"),
-                "compress this column to fewer dimensions",
-            )?);
-        }
-        Ok(Self { size, tiles })
-    }
-
-    fn count(&self) -> usize {
-        self.size.div_ceil(TILE)
-    }
-
-    /// The work of adding `rows rows^T`, for rows of shape (size, terms).
-    pub(crate) fn gram_tasks<'a>(&'a mut self, rows: ArrayView2<'a, f64>) -> Vec<GramTask<'a>> {
-        let size = self.size;
-        let places = (0..self.count()).flat_map(|i| (0..=i).map(move |j| (i, j)));
-        let tiles = self.tiles.iter_mut().zip(places);
-        let part = |index| rows.slice_move(s![tile(index, size), ..]);
-        tiles
-            .map(|(out, (i, j))| GramTask {
-                out,
-                left: part(i),
-                right: part(j),
-            })
-            .collect()
-    }
-
-    fn diagonal(&self) -> impl Iterator<Item = f64> {
-        let tiles = (0..self.count()).map(|index| &self.tiles[place(index, index)]);
-        tiles.flat_map(|tile| tile.diag().into_iter().copied())
-    }
-
-    /// The sum of the diagonal.
-    pub(crate) fn trace(&self) -> f64 {
-        self.diagonal().sum()
-    }
-
     /// Factors this matrix plus `ridge` times the identity; `None` if it is singular to working precision.
     ///
     /// # Errors
@@ -131,12 +39,7 @@ impl SymmetricTiles {
                 divide_by_transpose(corner, tile.view_mut());
                 Ok::<(), Error>(())
             })?;
-            let places = (0..self.count()).flat_map(|i| (0..=i).map(move |j| (i, j)));
-            let rest = self
-                .tiles
-                .iter_mut()
-                .zip(places)
-                .filter(|(_, (_, j))| *j > k);
+            let rest = self.tiles_mut().filter(|(_, (_, j))| *j > k);
             workers.for_each(rest, |(tile, (i, j))| {
                 let (left, right) = (&column[i - k - 1], &column[j - k - 1]);
                 add_product(tile.view_mut(), -1.0, left.view(), right.t());
@@ -157,11 +60,15 @@ pub(crate) struct Cholesky {
 }
 
 impl Cholesky {
-    /// Replaces every row x of `rows`, (any, size), by A^-1 x.
+    /// Replaces every row x of `rows`, (any, size), by L^-1 x.
     ///
     /// # Errors
     /// [`Error::Core`] when cancelled.
-    pub(crate) fn solve(&self, mut rows: ArrayViewMut2<'_, f64>, workers: &Workers) -> Result<()> {
+    pub(crate) fn solve_lower(
+        &self,
+        mut rows: ArrayViewMut2<'_, f64>,
+        workers: &Workers,
+    ) -> Result<()> {
         let (size, count) = (self.lower.size, self.lower.count());
         let lower = |i, j| self.lower.tiles[place(i, j)].view();
         for k in 0..count {
@@ -180,6 +87,17 @@ impl Cholesky {
                 );
             }
         }
+        Ok(())
+    }
+
+    /// Replaces every row x of `rows`, (any, size), by A^-1 x.
+    ///
+    /// # Errors
+    /// [`Error::Core`] when cancelled.
+    pub(crate) fn solve(&self, mut rows: ArrayViewMut2<'_, f64>, workers: &Workers) -> Result<()> {
+        self.solve_lower(rows.view_mut(), workers)?;
+        let (size, count) = (self.lower.size, self.lower.count());
+        let lower = |i, j| self.lower.tiles[place(i, j)].view();
         for k in (0..count).rev() {
             let (mut before, after) = rows.view_mut().split_at(Axis(1), tile(k, size).start);
             let mut part = after.slice_move(s![.., ..tile(k, size).len()]);
@@ -351,7 +269,18 @@ mod tests {
             let solution =
                 Array2::from_shape_fn((5, size), |(i, j)| ((i * 13 + j * 5) % 7) as f64 - 3.0);
             let mut rows = solution.dot(&whole);
+            let mut halves = rows.clone();
             factor.solve(rows.view_mut(), &workers).unwrap();
+            factor.solve_lower(halves.view_mut(), &workers).unwrap();
+            for ((half, row), solution) in halves
+                .rows()
+                .into_iter()
+                .zip(solution.dot(&whole).rows())
+                .zip(solution.rows())
+            {
+                // |L^-1 b|^2 = b^T A^-1 b.
+                assert!((half.dot(&half) - row.dot(&solution)).abs() <= 1e-9 * half.dot(&half));
+            }
             let worst = (&rows - &solution)
                 .iter()
                 .fold(0.0, |worst: f64, x| worst.max(x.abs()));

@@ -1,56 +1,125 @@
-//! Blocks with more coordinates than rows: F has at most n non-zero eigenvalues, so the inverse is
-//! applied through the n inner products of the rows. With the rows G, (n, width),
+//! Blocks with more coordinates than rows, through the n inner products of the rows.
 //!
-//! (F + lambda I)^-1 q = (q - G^T (n lambda I + G G^T)^-1 G q) / lambda.
+//! (F + lambda I)^-1 q of such a block has a part outside the span of the rows, divided by lambda alone: with little
+//! damping by far the most of it. No score sees it, yet rounded to single precision it would cost every score up to
+//! 2^-24 / damping of itself. So this vector is never made. With the rows G, (n, width), and F = G^T G / n, the block's
+//! scores of all stored rows are
+//!
+//! G (F + lambda I)^-1 q = n (G G^T + n lambda I)^-1 G q,
+//!
+//! n numbers a query, fewer than it has coordinates here, which [`crate::score`] adds to the products of the other blocks.
+//!
+//! **Error.** All of it is in double precision. The condition number of G G^T + n lambda I is at most 1 + n / damping
+//! whatever the rows are: repeated ones and zeros too. So the list of a query's scores is off by a small multiple of
+//! 2^-53 n / damping of its length and, from rounding G q, by 2^-53 |q| max|g| / lambda for each of its numbers: for ten
+//! thousand rows and a damping of 1e-3 this is still below the rounding of the scores to single precision.
 
 use std::ops::Range;
 
-use ndarray::{Array2, CowArray, Ix2, s};
+use ndarray::{Array2, ArrayView2, Axis, CowArray, Ix2, s};
 
-use crate::cholesky::SymmetricTiles;
 use crate::chunks::{RowWindow, zeros};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::gemm::{DEPTH, add_long_product};
-use crate::preconditioner::{Block, Task, for_query_groups};
+use crate::inverse::batches;
+use crate::preconditioner::{Block, QUERIES_A_TASK, Task, by_damping, singular};
+use crate::tiles::SymmetricTiles;
+
+/// Coordinates that are worked on at once: whole sums, so that bits do not depend on the memory.
+const PANEL: usize = 16 * DEPTH;
+
+/// Memory for the products of queries with all rows.
+const PRODUCT_BYTES: usize = 64 << 20;
 
 /// Memory that a block takes when all of its coordinates are held at once.
-pub(crate) fn bytes(rows: usize, width: usize) -> usize {
-    rows.saturating_mul(width).saturating_mul(size_of::<f64>())
+pub(crate) fn bytes(rows: usize, block: &Block) -> usize {
+    let held = held_bytes(rows, block);
+    held.saturating_add(SymmetricTiles::bytes(rows))
 }
 
-/// Applies the inverse to the queries, for some blocks that are held at once, or for one that is
-/// read in panels of coordinates, twice.
-pub(crate) fn precondition(
-    task: &Task<'_>,
-    blocks: &[Block],
-    queries: &mut Array2<f64>,
-) -> Result<()> {
-    if let [block] = blocks
-        && bytes(task.rows, block.coordinates.len()) > task.memory
-    {
-        let fitting = task.memory / (task.rows * size_of::<f64>());
-        // Whole sums at a time, so that their bits do not depend on the memory.
-        let width = (fitting / DEPTH).max(1) * DEPTH;
-        let starts = block.coordinates.clone().step_by(width);
-        let panels: Vec<Range<usize>> = starts
-            .map(|start| start..block.coordinates.end.min(start + width))
+fn held_bytes(rows: usize, block: &Block) -> usize {
+    let numbers = rows.saturating_mul(block.coordinates.len());
+    numbers.saturating_mul(size_of::<f64>())
+}
+
+/// The rows of a block, a range of coordinates at a time.
+pub(crate) struct BlockRows<'a> {
+    task: &'a Task<'a>,
+    coordinates: Range<usize>,
+    /// All of them, where there is memory for that.
+    held: Option<Array2<f64>>,
+    /// Coordinates of a panel.
+    width: usize,
+}
+
+impl<'a> BlockRows<'a> {
+    /// The rows of some blocks, held for all or for none.
+    pub(crate) fn new(task: &'a Task<'a>, blocks: &[Block]) -> Result<Vec<Self>> {
+        let needed: usize = blocks
+            .iter()
+            .map(|block| held_bytes(task.rows, block))
+            .sum();
+        let ranges: Vec<Range<usize>> = blocks
+            .iter()
+            .map(|block| block.coordinates.clone())
             .collect();
-        return one(task, block, queries, &panels, |panel| {
-            Ok(read(task, std::slice::from_ref(panel))?
-                .swap_remove(0)
-                .into())
-        });
+        let fitting = task.memory / (task.rows * size_of::<f64>()) / DEPTH * DEPTH;
+        let held: Vec<Option<Array2<f64>>> = match needed <= task.memory {
+            true => read(task, &ranges)?.into_iter().map(Some).collect(),
+            false => ranges.iter().map(|_| None).collect(),
+        };
+        let rows = ranges.into_iter().zip(held);
+        Ok(rows
+            .map(|(coordinates, held)| Self {
+                task,
+                coordinates,
+                width: match held {
+                    Some(_) => PANEL,
+                    None => fitting.clamp(DEPTH, PANEL),
+                },
+                held,
+            })
+            .collect())
     }
-    let coordinates: Vec<Range<usize>> = blocks
-        .iter()
-        .map(|block| block.coordinates.clone())
-        .collect();
-    let rows = read(task, &coordinates)?;
-    for (block, rows) in blocks.iter().zip(&rows) {
-        let whole = std::slice::from_ref(&block.coordinates);
-        one(task, block, queries, whole, |_| Ok(rows.into()))?;
+
+    /// Ranges of coordinates, counted in the block.
+    fn panels(&self) -> impl Iterator<Item = Range<usize>> + use<> {
+        let (end, width) = (self.coordinates.len(), self.width);
+        let starts = (0..end).step_by(width);
+        starts.map(move |start| start..end.min(start + width))
     }
-    Ok(())
+
+    /// All rows' coordinates of a panel.
+    fn panel(&self, panel: Range<usize>) -> Result<CowArray<'_, f64, Ix2>> {
+        if let Some(held) = &self.held {
+            return Ok(held.slice(s![.., panel]).into());
+        }
+        let first = self.coordinates.start;
+        let range = first + panel.start..first + panel.end;
+        let mut read = read(self.task, &[range])?;
+        Ok(read.swap_remove(0).into())
+    }
+
+    /// The inner products of all rows: saved ones, or gathered and saved.
+    pub(crate) fn gram(&self, block: &Block) -> Result<SymmetricTiles> {
+        let Task {
+            rows,
+            saved,
+            workers,
+            ..
+        } = self.task;
+        if let Some(gram) = saved.load(block, *rows, workers)? {
+            return Ok(gram);
+        }
+        let mut gram = SymmetricTiles::zeros(*rows, &block.name, workers)?;
+        for panel in self.panels() {
+            let rows = self.panel(panel)?;
+            let tasks = gram.gram_tasks(rows.view());
+            workers.for_each(tasks, |tile| tile.run(workers))?;
+        }
+        saved.save(block, &gram, workers)?;
+        Ok(gram)
+    }
 }
 
 /// Some coordinates of all rows, in one pass over the store.
@@ -64,8 +133,11 @@ fn read(task: &Task<'_>, coordinates: &[Range<usize>]) -> Result<Vec<Array2<f64>
             "compress this column to fewer dimensions",
         )?);
     }
-    let mut window = RowWindow::new(task.store);
-    for step in RowWindow::steps(task.store, 0..task.rows as u64, 1) {
+    let row_bytes = task.store.layout().row_bytes() as u64;
+    let progress = task.workers.progress();
+    progress.add_total(task.rows as u64 * row_bytes);
+    let mut window = RowWindow::new(task.store, coordinates, &task.checked);
+    for step in window.steps(0..task.rows as u64) {
         window.cover(step.clone(), task.workers)?;
         let part = step.start as usize..step.end as usize;
         let targets = coordinates
@@ -73,54 +145,87 @@ fn read(task: &Task<'_>, coordinates: &[Range<usize>]) -> Result<Vec<Array2<f64>
             .zip(&mut held)
             .map(|(coordinates, held)| (coordinates.clone(), held.slice_mut(s![part.clone(), ..])));
         window.decode(step.start, targets.collect(), task.workers)?;
+        progress.add_done((step.end - step.start) * row_bytes);
     }
     Ok(held)
 }
 
-/// Applies the inverse for one block, whose rows `panel` gives a range of coordinates at a time.
-fn one<'a>(
+/// Refuses dampings with which F + lambda I is singular here: lambda is all that it has in most directions.
+pub(crate) fn check_dampings(task: &Task<'_>, block: &Block) -> Result<()> {
+    let smallest = task.rows as f64 * f64::EPSILON;
+    match task.dampings.iter().find(|damping| **damping <= smallest) {
+        Some(&damping) => Err(singular(block, damping)),
+        None => Ok(()),
+    }
+}
+
+/// Adds the scores of all stored rows, (dampings * queries, rows), for some blocks that are held at once, or for one
+/// that is read in panels of coordinates.
+pub(crate) fn add_scores(
     task: &Task<'_>,
-    block: &Block,
-    queries: &mut Array2<f64>,
-    panels: &[Range<usize>],
-    panel: impl Fn(&Range<usize>) -> Result<CowArray<'a, f64, Ix2>>,
+    blocks: &[Block],
+    queries: ArrayView2<'_, f32>,
+    scores: &mut Array2<f64>,
 ) -> Result<()> {
-    let mut gram = SymmetricTiles::zeros(task.rows, &block.name, task.workers)?;
-    // G q for every query, one a row.
-    let mut products = Array2::zeros((queries.nrows(), task.rows));
-    for coordinates in panels {
-        let rows = panel(coordinates)?;
-        let tasks = gram.gram_tasks(rows.view());
-        task.workers
-            .for_each(tasks, |tile| tile.run(task.workers))?;
-        for_query_groups(&mut products, task.workers, |first, group| {
-            let queries = queries.slice(s![first..first + group.nrows(), coordinates.clone()]);
-            add_long_product(group, 1.0, queries, rows.t(), task.workers)
-        })?;
-    }
-    let Some((factor, ridge)) = task.factor(gram, block)? else {
-        queries
-            .slice_mut(s![.., block.coordinates.clone()])
-            .fill(0.0);
-        return Ok(());
-    };
-    // The ridge is all that F has in most directions here.
-    if task.damping <= task.rows as f64 * f64::EPSILON {
-        return Err(task.singular(block));
-    }
-    for_query_groups(&mut products, task.workers, |_, group| {
-        factor.solve(group, task.workers)
-    })?;
-    let inverse_lambda = task.rows as f64 / ridge;
-    for coordinates in panels {
-        let rows = panel(coordinates)?;
-        for_query_groups(queries, task.workers, |first, mut group| {
-            let products = products.slice(s![first..first + group.nrows(), ..]);
-            let mut part = group.slice_mut(s![.., coordinates.clone()]);
-            add_long_product(part.view_mut(), -1.0, products, rows.view(), task.workers)?;
-            part *= inverse_lambda;
-            Ok(())
-        })?;
+    for (block, rows) in blocks.iter().zip(BlockRows::new(task, blocks)?) {
+        add_block(task, block, &rows, queries, scores)?;
     }
     Ok(())
+}
+
+fn add_block(
+    task: &Task<'_>,
+    block: &Block,
+    rows: &BlockRows<'_>,
+    queries: ArrayView2<'_, f32>,
+    scores: &mut Array2<f64>,
+) -> Result<()> {
+    let workers = task.workers;
+    let dampings = task.dampings.len();
+    // Where all rows are zero, so is every score.
+    let Some(damped) = task.decompose(rows.gram(block)?, block)? else {
+        return Ok(());
+    };
+    check_dampings(task, block)?;
+    let scale = task.rows as f64;
+    let queries = queries.slice(s![.., block.coordinates.clone()]);
+    let mut scores = by_damping(scores, dampings, 0..task.rows);
+    let group = (PRODUCT_BYTES / (task.rows * size_of::<f64>())).max(1);
+    for (queries, mut scores) in queries
+        .axis_chunks_iter(Axis(0), group)
+        .zip(scores.axis_chunks_iter_mut(Axis(1), group))
+    {
+        let products = products(rows, queries)?;
+        for batch in batches(dampings) {
+            let inverses = damped.inverses(batch.clone(), workers)?;
+            let mut scores = scores.slice_mut(s![batch, .., ..]);
+            let tasks = scores.axis_chunks_iter_mut(Axis(1), QUERIES_A_TASK);
+            let tasks = tasks.zip(products.axis_chunks_iter(Axis(0), QUERIES_A_TASK));
+            workers.for_each(tasks, |(mut scores, products)| {
+                inverses.solve(products.to_owned(), workers, |index, solved| {
+                    let mut scores = scores.index_axis_mut(Axis(0), index);
+                    scores.scaled_add(scale, &solved);
+                })?;
+                Ok::<(), Error>(())
+            })?;
+        }
+    }
+    Ok(())
+}
+
+/// G q of every query, one a row.
+fn products(rows: &BlockRows<'_>, queries: ArrayView2<'_, f32>) -> Result<Array2<f64>> {
+    let workers = rows.task.workers;
+    let mut products = Array2::zeros((queries.nrows(), rows.task.rows));
+    for panel in rows.panels() {
+        let values = rows.panel(panel.clone())?;
+        let tasks = products.axis_chunks_iter_mut(Axis(0), QUERIES_A_TASK);
+        let queries = queries.slice(s![.., panel]);
+        let tasks = tasks.zip(queries.axis_chunks_iter(Axis(0), QUERIES_A_TASK));
+        workers.for_each(tasks, |(out, queries)| {
+            let queries = queries.mapv(f64::from);
+            add_long_product(out, 1.0, queries.view(), values.t(), workers)
+        })?;
+    }
+    Ok(products)
 }

@@ -1,6 +1,7 @@
 //! What can go wrong in scoring, each with what was expected, what came, and what to do.
 
-use std::path::PathBuf;
+use std::io;
+use std::path::{Path, PathBuf};
 
 /// The result of a fallible call of this crate.
 pub type Result<T> = std::result::Result<T, Error>;
@@ -66,7 +67,7 @@ pub enum Error {
         /// The query's number.
         query: usize,
         /// The score.
-        value: f64,
+        value: f32,
     },
     /// A damping that is not a number from 0 on.
     #[error("damping must be a finite number of at least 0, got {got}: the default is 0.4")]
@@ -108,4 +109,64 @@ pub enum Error {
         /// What to do.
         hint: &'static str,
     },
+    /// The operating system refused what a file of scores needs.
+    #[error("cannot {action} {}: {source}: {hint}", path.display())]
+    File {
+        /// What was tried.
+        action: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// What the system answered.
+        source: io::Error,
+        /// What to do.
+        hint: &'static str,
+    },
+    /// An unfinished file of scores that another call began.
+    #[error("{} was begun by another call (other store, queries, method or damping): make that call again to finish it, delete the file to drop it, or give another out", path.display())]
+    OtherFile {
+        /// The unfinished file.
+        path: PathBuf,
+    },
+    /// A file of scores that somebody else is writing.
+    #[error("the scores {} are being written by another call: wait for it, or give another out", path.display())]
+    BusyFile {
+        /// The finished file's path.
+        path: PathBuf,
+    },
+}
+
+impl Error {
+    /// The system's error number, where the system refused a file of scores.
+    pub fn errno(&self) -> Option<i32> {
+        match self {
+            Self::File { source, .. } => source.raw_os_error(),
+            _ => None,
+        }
+    }
+
+    pub(crate) fn file(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
+        let path = path.to_path_buf();
+        move |source| {
+            let hint = match source.kind() {
+                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+                    "free some space and make the same call again, which goes on from there"
+                }
+                io::ErrorKind::FileTooLarge => {
+                    "raise the file size limit and make the same call again, which goes on from there"
+                }
+                io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
+                    "choose a folder that you may write, or change its permissions"
+                }
+                io::ErrorKind::NotFound => "check that its folder is there",
+                io::ErrorKind::IsADirectory => "name a file in it",
+                _ => "check the disk and the path",
+            };
+            Self::File {
+                action,
+                path,
+                source,
+                hint,
+            }
+        }
+    }
 }

@@ -1,29 +1,36 @@
 //! The inverse of the damped empirical Fisher matrix, applied to queries, block by block.
 //!
 //! For each column (a block of the plan) with rows g_1 .. g_n: F = (1/n) sum g g^T,
-//! lambda = damping * tr(F) / n, and a query q becomes (F + lambda I)^-1 q. Everything up to the
-//! scores is in double precision, as F + lambda I has condition numbers up to n / damping, which
-//! single precision does not solve to the 1e-4 that the tests hold.
+//! lambda = damping * tr(F) / n, and a query q becomes (F + lambda I)^-1 q, or, where a column has more coordinates than
+//! there are rows, its scores of all rows, as [`crate::dual`] tells. F is summed as [`crate::gram`] tells and kept
+//! beside the store as [`crate::fisher_file`] tells. It is decomposed and solved in double precision: for one damping by
+//! Cholesky's factor, for several by one reduction to a band that serves them all, [`crate::band`].
 
 use std::ops::Range;
+use std::sync::atomic::AtomicBool;
 
 use grass_core::parallel::Workers;
 use grass_store::StoreReader;
-use ndarray::{Array2, Axis};
+use ndarray::{Array2, ArrayView2, ArrayViewMut3, s};
 
-use crate::cholesky::{Cholesky, SymmetricTiles};
+use crate::chunks::{check_scorable, zeros};
 use crate::error::{Error, Result};
+use crate::fisher_file::SavedFisher;
+use crate::inverse::{Decomposition, Inverses};
+use crate::tiles::SymmetricTiles;
 use crate::{dual, primal};
 
 /// Memory for Fisher matrices and the rows that go into them, unless the caller says otherwise.
-pub const DEFAULT_MEMORY: usize = 512 << 20;
+pub const DEFAULT_MEMORY: usize = 128 << 20;
 
 /// Queries solved by one task.
-const QUERIES_A_TASK: usize = 16;
+pub(crate) const QUERIES_A_TASK: usize = 16;
 
 /// One column of the store, as a block of the Fisher matrix.
 #[derive(Debug, Clone)]
 pub(crate) struct Block {
+    /// The column's number.
+    pub(crate) index: usize,
     pub(crate) name: String,
     pub(crate) coordinates: Range<usize>,
 }
@@ -33,65 +40,94 @@ pub(crate) struct Task<'a> {
     pub(crate) store: &'a StoreReader,
     /// How many rows the store has.
     pub(crate) rows: usize,
-    pub(crate) damping: f64,
+    pub(crate) dampings: &'a [f64],
     pub(crate) memory: usize,
+    pub(crate) saved: SavedFisher,
+    /// Whether a pass over the store has compared every row with its checksum.
+    pub(crate) checked: AtomicBool,
     pub(crate) workers: &'a Workers,
 }
 
-/// Replaces queries, (n, width of the store), by (F + lambda I)^-1 times them.
+/// A decomposed matrix, with the ridge of each damping.
+pub(crate) struct Damped<'a> {
+    block: &'a Block,
+    dampings: &'a [f64],
+    pub(crate) ridges: Vec<f64>,
+    decomposition: Decomposition,
+}
+
+/// Queries whose products with the stored rows are influence scores.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Preconditioned {
+    /// (F + lambda I)^-1 q of every damping and query, (dampings * n, width of the store) row-major, the queries of one
+    /// damping after those of another; zeros in the columns that `wide_scores` holds.
+    pub queries: Vec<f32>,
+    /// q^T (F + lambda I)^-1 g of every stored row g, (dampings * n, rows) row-major, summed over the columns that have
+    /// more coordinates than the store has rows; empty if there are none.
+    pub wide_scores: Vec<f64>,
+}
+
+/// Applies the damped inverses to queries, (n, width of the store) row-major, for every damping: the influence of a stored
+/// row is its product with a result's query, plus its wide score.
 ///
 /// The store is read as often as its Fisher matrices fill `memory` bytes, a block at least at a
-/// time. A block with more coordinates than the store has rows is solved through the rows' inner
-/// products instead, which is as exact and takes memory by rows.
+/// time, and not at all where all of them were saved by an earlier call. A column with more coordinates than the store has
+/// rows goes through the rows' inner products, in memory by rows, and reads the store in any case.
+///
+/// Beside queries and result, memory stays below 256 MiB and three Fisher matrices of `f32` of the widest block, with
+/// [`DEFAULT_MEMORY`] or less. A result's bits depend on the rows, its query, its damping and whether there is one damping
+/// or several, and on nothing else.
 ///
 /// # Errors
-/// [`Error::Singular`], [`Error::NonFiniteRows`], [`Error::Memory`], [`Error::Store`],
-/// [`Error::Core`] when cancelled.
-///
-/// # Panics
-/// If the queries have another width than the store.
+/// [`Error::Queries`], [`Error::Damping`], [`Error::Unfinished`], [`Error::Empty`], [`Error::Singular`],
+/// [`Error::NonFiniteRows`], [`Error::Memory`], [`Error::Store`], [`Error::Core`] when cancelled.
 pub fn precondition(
     store: &StoreReader,
-    queries: &mut Array2<f64>,
-    damping: f64,
+    queries: &[f32],
+    dampings: &[f64],
     memory: usize,
     workers: &Workers,
-) -> Result<()> {
-    let layout = store.layout();
-    assert_eq!(
-        queries.ncols(),
-        layout.width(),
-        "queries have the store's width"
-    );
-    let task = Task {
-        store,
-        rows: store.rows() as usize,
-        damping,
-        memory,
-        workers,
+) -> Result<Preconditioned> {
+    let task = Task::new(store, dampings, memory, workers)?;
+    let width = store.layout().width();
+    let count = queries.len() / width;
+    let queries = match ArrayView2::from_shape((count, width), queries) {
+        Ok(rows) if count > 0 && rows.len() == queries.len() => rows,
+        _ => {
+            let got = format!("{} numbers", queries.len());
+            return Err(Error::Queries { width, got });
+        }
     };
-    let columns = layout.columns().iter().enumerate();
-    let blocks = columns.map(|(index, column)| Block {
-        name: column.name.clone(),
-        coordinates: layout.coordinates(index),
-    });
-    let (wide, narrow): (Vec<Block>, Vec<Block>) =
-        blocks.partition(|block| block.coordinates.len() > task.rows);
-    for group in groups(narrow, memory, |block| {
-        primal::bytes(block.coordinates.len())
-    }) {
-        primal::precondition(&task, &group, queries)?;
+    let results = dampings.len() * count;
+    let what = || {
+        format!(
+            "{count} preconditioned queries for {} dampings",
+            dampings.len()
+        )
+    };
+    let hint = "give fewer queries or dampings at once";
+    let mut out = zeros((results, width), what, hint)?;
+    let (wide, narrow) = task.blocks();
+    for group in groups(narrow, memory, primal::bytes) {
+        primal::precondition(&task, &group, queries, &mut out)?;
     }
-    for group in groups(wide, memory, |block| {
-        dual::bytes(task.rows, block.coordinates.len())
-    }) {
-        dual::precondition(&task, &group, queries)?;
+    let scored = if wide.is_empty() { 0 } else { task.rows };
+    let mut wide_scores = zeros((results, scored), what, hint)?;
+    for group in groups(wide, memory, |block| dual::bytes(task.rows, block)) {
+        dual::add_scores(&task, &group, queries, &mut wide_scores)?;
     }
-    Ok(())
+    Ok(Preconditioned {
+        queries: out.into_raw_vec_and_offset().0,
+        wide_scores: wide_scores.into_raw_vec_and_offset().0,
+    })
 }
 
 /// Cuts blocks into groups that fit the memory, each of at least one block.
-fn groups(blocks: Vec<Block>, memory: usize, bytes: impl Fn(&Block) -> usize) -> Vec<Vec<Block>> {
+pub(crate) fn groups(
+    blocks: Vec<Block>,
+    memory: usize,
+    bytes: impl Fn(&Block) -> usize,
+) -> Vec<Vec<Block>> {
     let mut groups: Vec<Vec<Block>> = Vec::new();
     let mut left = 0;
     for block in blocks {
@@ -110,14 +146,54 @@ fn groups(blocks: Vec<Block>, memory: usize, bytes: impl Fn(&Block) -> usize) ->
     groups
 }
 
-impl Task<'_> {
-    /// The factor of `gram` + n lambda I, for gram = sum g g^T or the rows' inner products, which
-    /// have one trace, and n lambda; `None` where all rows are zero in this block.
-    pub(crate) fn factor(
-        &self,
+impl<'a> Task<'a> {
+    /// The work on a store, for dampings that are checked.
+    pub(crate) fn new(
+        store: &'a StoreReader,
+        dampings: &'a [f64],
+        memory: usize,
+        workers: &'a Workers,
+    ) -> Result<Self> {
+        let wrong = |damping: &&f64| !(**damping >= 0.0 && damping.is_finite());
+        if let Some(damping) = dampings.iter().find(wrong) {
+            let got = damping.to_string();
+            return Err(Error::Damping { got });
+        }
+        if dampings.is_empty() {
+            let got = "an empty list".to_owned();
+            return Err(Error::Damping { got });
+        }
+        check_scorable(store)?;
+        Ok(Self {
+            store,
+            rows: store.rows() as usize,
+            dampings,
+            memory,
+            saved: SavedFisher::new(store)?,
+            checked: AtomicBool::new(false),
+            workers,
+        })
+    }
+
+    /// The store's blocks: those with more coordinates than there are rows, and the others.
+    pub(crate) fn blocks(&self) -> (Vec<Block>, Vec<Block>) {
+        let layout = self.store.layout();
+        let columns = layout.columns().iter().enumerate();
+        let blocks = columns.map(|(index, column)| Block {
+            index,
+            name: column.name.clone(),
+            coordinates: layout.coordinates(index),
+        });
+        blocks.partition(|block| block.coordinates.len() > self.rows)
+    }
+
+    /// `gram` + n lambda I decomposed, for gram = sum g g^T or the rows' inner products, which
+    /// have one trace, and every damping; `None` where all rows are zero in this block.
+    pub(crate) fn decompose<'t>(
+        &'t self,
         gram: SymmetricTiles,
-        block: &Block,
-    ) -> Result<Option<(Cholesky, f64)>> {
+        block: &'t Block,
+    ) -> Result<Option<Damped<'t>>> {
         let trace = gram.trace();
         if !trace.is_finite() {
             return Err(Error::NonFiniteRows {
@@ -127,36 +203,55 @@ impl Task<'_> {
         if trace == 0.0 {
             return Ok(None);
         }
-        let ridge = self.damping * trace / self.rows as f64;
-        if !ridge.is_finite() {
-            let got = format!("{:e}, too large for column {:?}", self.damping, block.name);
-            return Err(Error::Damping { got });
+        let mut ridges = Vec::new();
+        for damping in self.dampings {
+            let ridge = damping * trace / self.rows as f64;
+            if !ridge.is_finite() {
+                let got = format!("{damping:e}, too large for column {:?}", block.name);
+                return Err(Error::Damping { got });
+            }
+            ridges.push(ridge);
         }
-        let factor = gram.factor(ridge, self.workers)?;
-        match factor {
-            Some(factor) => Ok(Some((factor, ridge))),
-            None => Err(self.singular(block)),
-        }
-    }
-
-    pub(crate) fn singular(&self, block: &Block) -> Error {
-        Error::Singular {
-            column: block.name.clone(),
-            damping: self.damping,
+        match Decomposition::new(gram, &ridges, self.workers)? {
+            Some(decomposition) => Ok(Some(Damped {
+                block,
+                dampings: self.dampings,
+                ridges,
+                decomposition,
+            })),
+            None => Err(singular(block, self.dampings[0])),
         }
     }
 }
 
-/// Hands every group of a few queries' values to `work`, on all threads.
-pub(crate) fn for_query_groups(
-    queries: &mut Array2<f64>,
-    workers: &Workers,
-    work: impl Fn(usize, ndarray::ArrayViewMut2<'_, f64>) -> Result<()> + Sync,
-) -> Result<()> {
-    let groups = queries.axis_chunks_iter_mut(Axis(0), QUERIES_A_TASK);
-    workers.for_each(groups.enumerate(), |(index, group)| {
-        work(index * QUERIES_A_TASK, group)
-    })
+impl Damped<'_> {
+    /// The inverses for some of the dampings, as many as [`crate::inverse::batches`] gives.
+    pub(crate) fn inverses(&self, batch: Range<usize>, workers: &Workers) -> Result<Inverses<'_>> {
+        let ridges = &self.ridges[batch.clone()];
+        let inverses = self.decomposition.inverses(ridges, workers)?;
+        inverses.map_err(|index| singular(self.block, self.dampings[batch.start + index]))
+    }
+}
+
+/// The error of a matrix that has no inverse.
+pub(crate) fn singular(block: &Block, damping: f64) -> Error {
+    Error::Singular {
+        column: block.name.clone(),
+        damping,
+    }
+}
+
+/// The rows of `out`, (dampings * n, any), by dampings and queries.
+pub(crate) fn by_damping<T>(
+    out: &mut Array2<T>,
+    dampings: usize,
+    columns: Range<usize>,
+) -> ArrayViewMut3<'_, T> {
+    let shape = (dampings, out.nrows() / dampings, out.ncols());
+    let Ok(out) = out.view_mut().into_shape_with_order(shape) else {
+        unreachable!("a matrix in one piece has any shape of as many numbers");
+    };
+    out.slice_move(s![.., .., columns])
 }
 
 #[cfg(test)]
@@ -166,6 +261,7 @@ mod tests {
     #[test]
     fn groups_fill_the_memory_and_keep_the_order() {
         let block = |width| Block {
+            index: 0,
             name: String::new(),
             coordinates: 0..width,
         };

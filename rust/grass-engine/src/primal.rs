@@ -1,75 +1,67 @@
-//! Blocks with no more coordinates than rows: F itself is gathered and factored.
+//! Blocks with no more coordinates than rows: F itself is gathered and decomposed.
 
-use ndarray::{Array2, s};
+use ndarray::{Array2, ArrayView2, Axis, s};
 
-use crate::cholesky::SymmetricTiles;
-use crate::chunks::RowWindow;
-use crate::error::Result;
-use crate::preconditioner::{Block, Task, for_query_groups};
+use crate::error::{Error, Result};
+use crate::gram::{gather, packed_bytes};
+use crate::inverse::batches;
+use crate::preconditioner::{Block, QUERIES_A_TASK, Task, by_damping};
+use crate::tiles::SymmetricTiles;
 
-/// Rows whose outer products are summed at once, counted from the store's first row.
-const ROWS: usize = 256;
-
-/// Memory that a block of this width takes.
-pub(crate) fn bytes(width: usize) -> usize {
-    SymmetricTiles::bytes(width).saturating_add(ROWS * width * size_of::<f64>())
+/// Memory that a block takes.
+pub(crate) fn bytes(block: &Block) -> usize {
+    let width = block.coordinates.len();
+    SymmetricTiles::bytes(width).saturating_add(packed_bytes(width))
 }
 
-/// Applies the inverse to the queries, for some blocks in one pass over the store.
+/// sum g g^T of every block: saved ones, and the others in one pass over the store.
+pub(crate) fn grams(task: &Task<'_>, blocks: &[Block]) -> Result<Vec<SymmetricTiles>> {
+    let mut grams = Vec::new();
+    for block in blocks {
+        let size = block.coordinates.len();
+        grams.push(task.saved.load(block, size, task.workers)?);
+    }
+    let missing = grams.iter_mut().zip(blocks);
+    let (mut slots, missing): (Vec<_>, Vec<&Block>) =
+        missing.filter(|(gram, _)| gram.is_none()).unzip();
+    let gathered = gather(task, &missing)?;
+    for ((slot, block), gram) in slots.iter_mut().zip(missing).zip(gathered) {
+        task.saved.save(block, &gram, task.workers)?;
+        **slot = Some(gram);
+    }
+    Ok(grams.into_iter().flatten().collect())
+}
+
+/// Applies the inverses to the queries, for some blocks in one pass over the store.
 pub(crate) fn precondition(
     task: &Task<'_>,
     blocks: &[Block],
-    queries: &mut Array2<f64>,
+    queries: ArrayView2<'_, f32>,
+    out: &mut Array2<f32>,
 ) -> Result<()> {
-    for (block, gram) in blocks.iter().zip(gather(task, blocks)?) {
-        let columns = block.coordinates.clone();
-        let scale = task.rows as f64;
-        match task.factor(gram, block)? {
-            // F + lambda I = (gram + n lambda I) / n.
-            Some((factor, _)) => for_query_groups(queries, task.workers, |_, mut group| {
-                let mut part = group.slice_mut(s![.., columns.clone()]);
-                factor.solve(part.view_mut(), task.workers)?;
-                part *= scale;
-                Ok(())
-            })?,
-            // All rows are zero here, so whatever the query has, its score is zero.
-            None => queries.slice_mut(s![.., columns]).fill(0.0),
+    let workers = task.workers;
+    let scale = task.rows as f64;
+    for (block, gram) in blocks.iter().zip(grams(task, blocks)?) {
+        // Where all rows are zero, whatever the query has, its score is zero: so is the result.
+        let Some(damped) = task.decompose(gram, block)? else {
+            continue;
+        };
+        let queries = queries.slice(s![.., block.coordinates.clone()]);
+        let mut out = by_damping(out, task.dampings.len(), block.coordinates.clone());
+        for batch in batches(task.dampings.len()) {
+            let inverses = damped.inverses(batch.clone(), workers)?;
+            let mut out = out.slice_mut(s![batch, .., ..]);
+            let tasks = out.axis_chunks_iter_mut(Axis(1), QUERIES_A_TASK);
+            let tasks = tasks.zip(queries.axis_chunks_iter(Axis(0), QUERIES_A_TASK));
+            workers.for_each(tasks, |(mut out, queries)| {
+                inverses.solve(queries.mapv(f64::from), workers, |index, solved| {
+                    // F + lambda I = (gram + n lambda I) / n.
+                    let mut out = out.index_axis_mut(Axis(0), index);
+                    out.zip_mut_with(&solved, |out, value| *out = (scale * value) as f32);
+                })?;
+                Ok::<(), Error>(())
+            })?;
         }
     }
     Ok(())
-}
-
-/// sum g g^T of every block.
-fn gather(task: &Task<'_>, blocks: &[Block]) -> Result<Vec<SymmetricTiles>> {
-    let widths = || blocks.iter().map(|block| block.coordinates.len());
-    let mut grams = Vec::new();
-    for block in blocks {
-        let width = block.coordinates.len();
-        grams.push(SymmetricTiles::zeros(width, &block.name, task.workers)?);
-    }
-    let mut buffers: Vec<Array2<f64>> =
-        widths().map(|width| Array2::zeros((ROWS, width))).collect();
-    let mut window = RowWindow::new(task.store);
-    let rows = task.rows as u64;
-    for start in (0..rows).step_by(ROWS) {
-        let end = rows.min(start + ROWS as u64);
-        for step in RowWindow::steps(task.store, start..end, 1) {
-            window.cover(step.clone(), task.workers)?;
-            let part = (step.start - start) as usize..(step.end - start) as usize;
-            let targets = blocks.iter().zip(&mut buffers).map(|(block, buffer)| {
-                (
-                    block.coordinates.clone(),
-                    buffer.slice_mut(s![part.clone(), ..]),
-                )
-            });
-            window.decode(step.start, targets.collect(), task.workers)?;
-        }
-        let filled = (end - start) as usize;
-        let filled_rows = buffers.iter().map(|buffer| buffer.slice(s![..filled, ..]));
-        let tasks = grams.iter_mut().zip(filled_rows);
-        let tasks = tasks.flat_map(|(gram, rows)| gram.gram_tasks(rows.reversed_axes()));
-        task.workers
-            .for_each(tasks, |tile| tile.run(task.workers))?;
-    }
-    Ok(grams)
 }

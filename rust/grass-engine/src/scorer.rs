@@ -1,22 +1,26 @@
 //! Scores of all stored rows for some queries, in one pass over the store.
+//!
+//! A chunk is a task: a thread reads it into its own buffer, compares the checksum and multiplies while the bytes are in
+//! cache, and hands the scores on only when the checksum has held.
 
 use std::ops::Range;
 use std::str::FromStr;
+use std::sync::{Mutex, PoisonError};
 
+use grass_core::dot::TILE;
 use grass_core::parallel::Workers;
-use grass_store::StoreReader;
-use ndarray::{Array2, ArrayView2, ArrayViewMut1, s};
+use grass_store::{ChunkReader, ChunkSpan, StoreReader};
 
-use crate::chunks::{RowWindow, check_scorable, zeros};
+use crate::chunks::check_scorable;
 use crate::error::{Error, Result};
-use crate::gemm::{DEPTH, add_long_product};
-use crate::preconditioner::precondition;
-use crate::topk::TopK;
+use crate::queries::{Prepared, Scratch, StoredRows};
+use crate::sink::{AllScores, Sink};
+use crate::topk::BestScores;
 
 /// How a query is compared with a stored row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Method {
-    /// q^T (F + lambda I)^-1 g, summed over columns: see [`precondition`].
+    /// q^T (F + lambda I)^-1 g, summed over columns: see [`crate::precondition`].
     Influence,
     /// q^T g of the whole rows.
     GradDot,
@@ -58,272 +62,334 @@ pub enum Scores {
     },
 }
 
-/// Bytes of rows that one task scores, as far as the next constant allows.
-const BYTES_A_TASK: u64 = 4 << 20;
+/// Bytes of a chunk that a thread holds: longer rows are read in parts.
+const BUFFER_BYTES: usize = 1 << 20;
 
-/// Fewest and most rows of one task: each task reads all queries once, so a few rows share that.
-const ROWS_A_TASK: (u64, u64) = (8, 64);
+/// Bytes of rows whose checksum and products with a few queries are computed together, so that they come from a core's
+/// own caches, and many enough that beginning counts for nothing; and how many queries are few.
+const FUSED: (usize, usize) = (64 << 10, 8);
 
-/// Bytes of scores that wait to be ranked when only the best are kept.
-const UNRANKED_BYTES: u64 = 64 << 20;
+/// Bytes of rows that are multiplied with many queries at a time, so that they stay in the second-level cache.
+const CACHED_BYTES: usize = 256 << 10;
 
-/// Scores every row of `store` for queries of shape (n, width) row-major.
+/// Bytes of scores that all threads together hold until they hand them on.
+const VALUE_BYTES: usize = 64 << 20;
+
+/// Most sums that a thread keeps, in double precision, and most rows at a time.
+const SUMS: (usize, usize) = (1 << 15, 1024);
+
+/// Scores every row of `store` for queries of shape (n, width) row-major; one result for every damping of
+/// [`Method::Influence`], one for the other methods, which take none.
 ///
-/// `damping` and `memory` (see [`precondition`]) count for [`Method::Influence`] alone.
-/// The scores equal the formulas in double precision, rounded to `f32` at the end; their bits do
-/// not depend on the other queries, the number of threads, the memory, or the cut of the store.
+/// Rows of floats: the score equals the formula to single precision, |error| <= 1e-6 |q| |g|, where the q of
+/// [`Method::Influence`] is (F + lambda I)^-1 times the query, without the columns that have more coordinates than the
+/// store has rows: their part of a score is in double precision until it is rounded. Of int8 rows, for the other methods, the
+/// query is rounded to 8 bits a column too, with a standard deviation of the error of about max|q| |g| / 440 a column of at least 128
+/// coordinates. The bits of a score depend on its row and its query alone: neither on the other queries, nor on the
+/// number of threads, nor on how the store is cut.
 ///
 /// # Errors
 /// [`Error::Queries`], [`Error::NonFiniteQuery`], [`Error::Damping`], [`Error::TopK`],
-/// [`Error::Unfinished`], [`Error::Empty`], [`Error::NonFiniteScore`], those of [`precondition`],
-/// and [`Error::Store`] with the damaged chunk, as each is compared with its checksum.
+/// [`Error::Unfinished`], [`Error::Empty`], [`Error::NonFiniteScore`], [`Error::Memory`], those of
+/// [`crate::precondition`], and [`Error::Store`] with the damaged chunk, as each is compared with its checksum.
 pub fn score(
     store: &StoreReader,
     queries: &[f32],
     method: Method,
-    damping: f64,
+    dampings: &[f64],
     top_k: Option<usize>,
-    memory: usize,
     workers: &Workers,
-) -> Result<Scores> {
+) -> Result<Vec<Scores>> {
     check_scorable(store)?;
     let rows = store.rows() as usize;
-    if !(damping >= 0.0 && damping.is_finite()) && method == Method::Influence {
-        let got = damping.to_string();
-        return Err(Error::Damping { got });
-    }
     if let Some(k) = top_k.filter(|k| !(1..=rows).contains(k)) {
         let got = k.to_string();
         return Err(Error::TopK { rows, got });
     }
-    let mut queries = checked_queries(store, queries, workers)?;
-    let ids = store.ids(workers)?;
-    if method == Method::Influence {
-        precondition(store, &mut queries, damping, memory, workers)?;
+    let queries = Prepared::new(store, queries, method, dampings, workers)?;
+    if queries.count() == 0 {
+        return Ok(Vec::new());
     }
-    let scorer = Scorer {
-        store,
-        queries: queries.view(),
-        norms: match method {
-            Method::GradCos => Some(norms(queries.view(), workers)?),
-            Method::Influence | Method::GradDot => None,
-        },
-        ids: &ids,
-        workers,
+    let all = 0..store.rows();
+    let split = |values: Vec<f32>, length: usize| -> Vec<Vec<f32>> {
+        // A copy only where there are several.
+        match queries.count() == queries.given_count() {
+            true => vec![values],
+            false => values.chunks_exact(length).map(<[f32]>::to_vec).collect(),
+        }
     };
-    match top_k {
-        None => {
-            let values = scorer.all()?;
-            Ok(Scores::All { ids, values })
-        }
-        Some(k) => scorer.top(k),
+    if let Some(k) = top_k {
+        let best = BestScores::new(queries.count(), k);
+        stream(store, &queries, all, &best, workers)?;
+        let (ids, values) = best.into_ids_and_values(workers)?;
+        let length = queries.given_count() * k;
+        let ids = ids.chunks_exact(length).map(<[u64]>::to_vec);
+        let scores = ids.zip(split(values, length));
+        return Ok(scores
+            .map(|(ids, values)| Scores::Top { ids, values })
+            .collect());
     }
+    let scores = AllScores::new(queries.count(), rows)?;
+    stream(store, &queries, all, &scores, workers)?;
+    let (ids, values) = scores.into_ids_and_values();
+    let scores = split(values, queries.given_count() * rows).into_iter();
+    Ok(scores
+        .map(|values| Scores::All {
+            ids: ids.clone(),
+            values,
+        })
+        .collect())
 }
 
-fn checked_queries(store: &StoreReader, queries: &[f32], workers: &Workers) -> Result<Array2<f64>> {
-    let layout = store.layout();
-    let width = layout.width();
-    let count = queries.len() / width;
-    if count == 0 || count * width != queries.len() {
-        let got = format!("{} numbers", queries.len());
-        return Err(Error::Queries { width, got });
-    }
-    let what = || format!("{count} queries in double precision");
-    let hint = "give fewer queries at once";
-    let mut checked = zeros((count, width), what, hint)?;
-    let rows = checked.rows_mut().into_iter();
-    for (query, (mut out, row)) in rows.zip(queries.chunks_exact(width)).enumerate() {
-        workers.check()?;
-        if let Some(coordinate) = row.iter().position(|value| !value.is_finite()) {
-            let columns = layout.columns().iter().enumerate();
-            let mut holding =
-                columns.filter(|(index, _)| layout.coordinates(*index).contains(&coordinate));
-            return Err(Error::NonFiniteQuery {
-                query,
-                column: holding
-                    .next()
-                    .map_or_else(String::new, |(_, column)| column.name.clone()),
-                value: row[coordinate],
-            });
-        }
-        for (out, &value) in out.iter_mut().zip(row) {
-            *out = f64::from(value);
-        }
-    }
-    Ok(checked)
-}
-
-fn norms(rows: ArrayView2<'_, f64>, workers: &Workers) -> Result<Vec<f64>> {
-    let norms = rows.rows().into_iter().map(|row| {
-        workers.check()?;
-        Ok(row.dot(&row).sqrt())
-    });
-    norms.collect()
-}
-
-/// Where the scores of one query and some rows go.
-type Slots<'a> = &'a mut [f32];
-
-/// One pass over the store.
-struct Scorer<'a> {
-    store: &'a StoreReader,
-    /// (n, width), preconditioned where the method says so.
-    queries: ArrayView2<'a, f64>,
-    /// Lengths of the queries, where scores are cosines.
-    norms: Option<Vec<f64>>,
-    /// Ids of the store's rows.
-    ids: &'a [u64],
-    workers: &'a Workers,
-}
-
-impl Scorer<'_> {
-    /// The scores of all rows, (queries, rows) row-major.
-    fn all(&self) -> Result<Vec<f32>> {
-        let (count, rows) = (self.queries.nrows(), self.ids.len());
-        let mut values = zeros(
-            (count, rows),
-            || format!("all scores of {count} queries and {rows} rows"),
-            "keep only the best with top_k, or give fewer queries at once",
-        )?;
-        let mut window = RowWindow::new(self.store);
-        let mut slots: Vec<Slots<'_>> = values
-            .rows_mut()
-            .into_iter()
-            .filter_map(ArrayViewMut1::into_slice)
-            .collect();
-        for step in self.steps(u64::MAX) {
-            self.score_rows(&mut window, step, &mut slots)?;
-        }
-        Ok(values.into_raw_vec_and_offset().0)
-    }
-
-    /// The `k` best rows of each query.
-    fn top(&self, k: usize) -> Result<Scores> {
-        let count = self.queries.nrows();
-        let mut best: Vec<TopK> = (0..count).map(|_| TopK::new(k)).collect();
-        let mut window = RowWindow::new(self.store);
-        let most = (UNRANKED_BYTES / (count as u64 * size_of::<f32>() as u64)).max(1);
-        for step in self.steps(most) {
-            let ids = &self.ids[step.start as usize..step.end as usize];
-            let mut values = vec![0f32; count * ids.len()];
-            let mut slots = values.chunks_exact_mut(ids.len()).collect();
-            self.score_rows(&mut window, step, &mut slots)?;
-            let ranked = best.iter_mut().zip(values.chunks_exact(ids.len()));
-            self.workers.for_each(ranked, |(best, values)| {
-                for (&value, &id) in values.iter().zip(ids) {
-                    best.push(value, id);
-                }
-                Ok::<(), Error>(())
-            })?;
-        }
-        let (mut ids, mut values) = (Vec::new(), Vec::new());
-        for best in best {
-            self.workers.check()?;
-            for (id, value) in best.into_sorted() {
-                ids.push(id);
-                values.push(value);
-            }
-        }
-        Ok(Scores::Top { ids, values })
-    }
-
-    /// Rows of one task: from the length of a row alone.
-    fn task_rows(&self) -> u64 {
-        let fitting = BYTES_A_TASK / self.store.layout().row_bytes() as u64;
-        fitting.clamp(ROWS_A_TASK.0, ROWS_A_TASK.1)
-    }
-
-    /// Ranges of rows whose tasks run together, of about `most` rows at most.
-    fn steps(&self, most: u64) -> Vec<Range<u64>> {
-        let unit = self.task_rows();
-        let rows = 0..self.ids.len() as u64;
-        let steps = RowWindow::steps(self.store, rows, unit).into_iter();
-        let length = unit * (most / unit).max(1);
-        steps
-            .flat_map(|step| {
-                let starts =
-                    (step.start..step.end).step_by(usize::try_from(length).unwrap_or(usize::MAX));
-                starts.map(move |start| start..step.end.min(start.saturating_add(length)))
-            })
-            .collect()
-    }
-
-    /// Scores some rows into the first slots of every query, and takes those slots off.
-    fn score_rows<'s>(
-        &self,
-        window: &mut RowWindow<'_>,
-        rows: Range<u64>,
-        slots: &mut Vec<Slots<'s>>,
-    ) -> Result<()> {
-        window.cover(rows.clone(), self.workers)?;
-        let unit = self.task_rows();
-        let tasks = (rows.start..rows.end).step_by(unit as usize).map(|start| {
-            let rows = start..rows.end.min(start + unit);
-            let count = (rows.end - rows.start) as usize;
-            let taken: Vec<Slots<'s>> = slots
-                .iter_mut()
-                .filter_map(|slots| slots.split_off_mut(..count))
-                .collect();
-            (rows, taken)
+/// Streams rows `rows` of the store (a multiple of whole chunks, or everything) through the kernels into the sink.
+///
+/// # Errors
+/// [`Error::NonFiniteScore`], [`Error::Store`] with the damaged chunk, [`Error::Core`] when cancelled, and the sink's.
+pub(crate) fn stream(
+    store: &StoreReader,
+    queries: &Prepared<'_>,
+    rows: Range<u64>,
+    sink: &impl Sink,
+    workers: &Workers,
+) -> Result<()> {
+    let progress = workers.progress();
+    let row_bytes = store.layout().row_bytes() as u64;
+    progress.add_total((rows.end - rows.start) * row_bytes);
+    let threads = Mutex::new(Vec::new());
+    let lock = || threads.lock().unwrap_or_else(PoisonError::into_inner);
+    workers.for_each(store.chunks(rows), |span| {
+        let mut thread = lock().pop().unwrap_or_else(|| Thread {
+            store,
+            queries,
+            sink,
+            workers,
+            buffer: Buffer::default(),
+            scratch: Scratch::default(),
+            sums: Vec::new(),
+            squares: Vec::new(),
+            values: Vec::new(),
         });
-        let tasks: Vec<(Range<u64>, Vec<Slots<'s>>)> = tasks.collect();
-        let window = &*window;
-        self.workers
-            .for_each(tasks, |(rows, slots)| self.score_task(window, rows, slots))
+        thread.score(&span)?;
+        progress.add_done((span.rows.end - span.rows.start) * row_bytes);
+        lock().push(thread);
+        Ok(())
+    })
+}
+
+/// Memory for stored bytes that begins at a cache line.
+#[derive(Default)]
+struct Buffer {
+    bytes: Vec<u8>,
+}
+
+impl Buffer {
+    const LINE: usize = 64;
+
+    fn take(&mut self, length: usize) -> &mut [u8] {
+        if self.bytes.len() < length + Self::LINE {
+            self.bytes.resize(length + Self::LINE, 0);
+        }
+        let first = self.bytes.as_ptr().align_offset(Self::LINE).min(Self::LINE);
+        &mut self.bytes[first..first + length]
+    }
+}
+
+/// One thread of a pass over the store, and its memory.
+struct Thread<'a, S> {
+    store: &'a StoreReader,
+    queries: &'a Prepared<'a>,
+    sink: &'a S,
+    workers: &'a Workers,
+    buffer: Buffer,
+    scratch: Scratch,
+    sums: Vec<f64>,
+    squares: Vec<f64>,
+    /// (queries, rows) row-major.
+    values: Vec<f32>,
+}
+
+impl<S: Sink> Thread<'_, S> {
+    /// Scores a chunk.
+    fn score(&mut self, span: &ChunkSpan) -> Result<()> {
+        let mut reader = self.store.chunk_reader(span);
+        if self.store.layout().row_bytes() > BUFFER_BYTES {
+            return self.score_long_row(span, reader);
+        }
+        let mut buffer = std::mem::take(&mut self.buffer);
+        let bytes = buffer.take(reader.length() as usize);
+        reader.read(bytes)?;
+        match self.queries.count() <= FUSED.1 {
+            true => self.score_fused(span, reader, bytes)?,
+            false => self.score_compared(span, reader, bytes)?,
+        }
+        self.buffer = buffer;
+        Ok(())
     }
 
-    fn score_task(
-        &self,
-        window: &RowWindow<'_>,
-        rows: Range<u64>,
-        slots: Vec<Slots<'_>>,
+    /// Scores a chunk for a few queries: the products are memory-bound, so each piece is compared and multiplied at once.
+    fn score_fused(
+        &mut self,
+        span: &ChunkSpan,
+        mut reader: ChunkReader<'_>,
+        bytes: &[u8],
     ) -> Result<()> {
-        let layout = self.store.layout();
-        let count = (rows.end - rows.start) as usize;
-        let mut sums = Array2::zeros((self.queries.nrows(), count));
-        let mut squares = vec![0f64; count];
-        let mut decoded = Array2::zeros((count, DEPTH.min(layout.width())));
-        for start in (0..layout.width()).step_by(DEPTH) {
-            let coordinates = start..layout.width().min(start + DEPTH);
-            let mut part = decoded.slice_mut(s![.., ..coordinates.len()]);
-            window.decode_here(rows.start, coordinates.clone(), part.view_mut());
-            if self.norms.is_some() {
-                for (square, values) in squares.iter_mut().zip(part.rows()) {
-                    *square += values.dot(&values);
-                }
-            }
-            add_long_product(
-                sums.view_mut(),
-                1.0,
-                self.queries.slice(s![.., coordinates]),
-                part.t(),
-                self.workers,
-            )?;
+        let row_bytes = self.store.layout().row_bytes();
+        let count = bytes.len() / row_bytes;
+        // A multiple of the rows that the kernels take at once.
+        let step = (FUSED.0 / row_bytes).clamp(4, SUMS.1) / 4 * 4;
+        self.values.resize(self.queries.count() * count, 0.0);
+        for (index, piece) in bytes.chunks(step * row_bytes).enumerate() {
+            reader.compare(piece);
+            self.multiply(piece, index * step, count)?;
         }
-        let first = rows.start as usize;
-        for (query, (slots, sums)) in slots.into_iter().zip(sums.rows()).enumerate() {
-            for (index, (slot, &sum)) in slots.iter_mut().zip(&sums).enumerate() {
-                let value = match &self.norms {
-                    None => sum,
-                    Some(norms) => cosine(sum, norms[query], squares[index].sqrt()),
-                };
-                *slot = value as f32;
-                if !slot.is_finite() {
-                    return Err(Error::NonFiniteScore {
-                        id: self.ids[first + index],
-                        query,
-                        value,
-                    });
-                }
+        reader.finish()?;
+        let ids = self.store.chunk_ids(span)?;
+        self.put(span.rows.start, &ids)
+    }
+
+    /// Scores a chunk for many queries, as many rows at a time as there is room for their scores.
+    fn score_compared(
+        &mut self,
+        span: &ChunkSpan,
+        mut reader: ChunkReader<'_>,
+        bytes: &[u8],
+    ) -> Result<()> {
+        reader.compare(bytes);
+        reader.finish()?;
+        let ids = self.store.chunk_ids(span)?;
+        let row_bytes = self.store.layout().row_bytes();
+        let room = VALUE_BYTES / self.workers.threads() / size_of::<f32>() / self.queries.count();
+        let group = room.clamp(1, ids.len());
+        let mut first = span.rows.start;
+        for (ids, bytes) in ids.chunks(group).zip(bytes.chunks(group * row_bytes)) {
+            self.values.resize(self.queries.count() * ids.len(), 0.0);
+            let step = (CACHED_BYTES / row_bytes).clamp(4, SUMS.1) / 4 * 4;
+            for (index, piece) in bytes.chunks(step * row_bytes).enumerate() {
+                self.multiply(piece, index * step, ids.len())?;
             }
+            self.put(first, ids)?;
+            first += ids.len() as u64;
         }
         Ok(())
     }
-}
 
-fn cosine(product: f64, left: f64, right: f64) -> f64 {
-    match left == 0.0 || right == 0.0 {
-        true => 0.0,
-        false => product / left / right,
+    /// Scores whole rows into the values, of `count` rows, from row `first` of them on.
+    fn multiply(&mut self, bytes: &[u8], first: usize, count: usize) -> Result<()> {
+        let layout = self.store.layout();
+        let rows = StoredRows {
+            scales: bytes,
+            numbers: &bytes[layout.scale_bytes()..],
+            first: 0,
+            stride: layout.row_bytes(),
+            count: bytes.len() / layout.row_bytes(),
+        };
+        self.squares.clear();
+        self.squares.resize(rows.count, 0.0);
+        let coordinates = 0..layout.width();
+        if self.queries.are_cosines() {
+            let squares = &mut self.squares;
+            self.queries
+                .add_squares(rows, coordinates.clone(), squares, &mut self.scratch);
+        }
+        let together = (SUMS.0 / rows.count).next_multiple_of(TILE);
+        for start in (0..self.queries.count()).step_by(together) {
+            let queries = start..self.queries.count().min(start + together);
+            self.sums.clear();
+            self.sums.resize(queries.len() * rows.count, 0.0);
+            let (sums, scratch) = (&mut self.sums, &mut self.scratch);
+            let coordinates = coordinates.clone();
+            self.queries.multiply(
+                rows,
+                coordinates,
+                queries.clone(),
+                sums,
+                scratch,
+                self.workers,
+            )?;
+            self.keep(queries, first, count);
+        }
+        Ok(())
+    }
+
+    /// Turns the sums of some rows and queries into scores, from row `first` of `count` on.
+    fn keep(&mut self, queries: Range<usize>, first: usize, count: usize) {
+        let rows = self.squares.len();
+        let end = queries.end;
+        for query in queries.clone() {
+            // The sums of a tile are (rows, queries of the tile).
+            let tile = (query - queries.start) / TILE * TILE;
+            let width = TILE.min(end - queries.start - tile);
+            let sums = &self.sums[tile * rows..(tile + width) * rows];
+            let sums = sums[query - queries.start - tile..].iter().step_by(width);
+            let values = &mut self.values[query * count + first..][..rows];
+            for ((value, &sum), &squares) in values.iter_mut().zip(sums).zip(&self.squares) {
+                *value = self.queries.score(query, sum, squares);
+            }
+        }
+    }
+
+    /// Scores a row that is longer than the buffer, in parts.
+    fn score_long_row(&mut self, span: &ChunkSpan, mut reader: ChunkReader<'_>) -> Result<()> {
+        let layout = self.store.layout();
+        let queries = 0..self.queries.count();
+        let mut scales = vec![0; layout.scale_bytes()];
+        reader.read(&mut scales)?;
+        reader.compare(&scales);
+        self.squares = vec![0.0];
+        self.sums.clear();
+        self.sums.resize(queries.len(), 0.0);
+        for coordinates in self.queries.runs().parts(layout, BUFFER_BYTES) {
+            let length = layout.number_bytes(coordinates.clone()).len();
+            let bytes = self.buffer.take(length);
+            reader.read(bytes)?;
+            reader.compare(bytes);
+            let rows = StoredRows {
+                scales: &scales,
+                numbers: bytes,
+                first: coordinates.start,
+                stride: 0,
+                count: 1,
+            };
+            let scratch = &mut self.scratch;
+            if self.queries.are_cosines() {
+                let squares = &mut self.squares;
+                self.queries
+                    .add_squares(rows, coordinates.clone(), squares, scratch);
+            }
+            let (queries, sums) = (queries.clone(), &mut self.sums);
+            self.queries
+                .multiply(rows, coordinates, queries, sums, scratch, self.workers)?;
+        }
+        let rest = layout.row_bytes() - layout.number_bytes(0..layout.width()).end;
+        let bytes = self.buffer.take(rest);
+        reader.read(bytes)?;
+        reader.compare(bytes);
+        reader.finish()?;
+        let ids = self.store.chunk_ids(span)?;
+        self.values.resize(queries.len(), 0.0);
+        self.keep(queries, 0, 1);
+        self.put(span.rows.start, &ids)
+    }
+
+    /// Hands the scores of rows from `first` on to the sink.
+    fn put(&mut self, first: u64, ids: &[u64]) -> Result<()> {
+        self.queries
+            .add_wide_scores(first, ids.len(), &mut self.values);
+        // No branch a score, so that the compiler makes vectors of it.
+        let finite = |values: &[f32]| {
+            values
+                .iter()
+                .fold(true, |all, value| all & value.is_finite())
+        };
+        let per_query = self.values.chunks_exact(ids.len());
+        if let Some((query, values)) = per_query.enumerate().find(|(_, values)| !finite(values)) {
+            let mut scores = ids.iter().zip(values);
+            if let Some((&id, &value)) = scores.find(|(_, value)| !value.is_finite()) {
+                let query = self.queries.given(query);
+                return Err(Error::NonFiniteScore { id, query, value });
+            }
+        }
+        let rows = first..first + ids.len() as u64;
+        self.sink.put(rows, ids, &self.values)
     }
 }

@@ -2,6 +2,14 @@
 
 use std::cmp::{Ordering, Reverse};
 use std::collections::BinaryHeap;
+use std::ops::Range;
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use std::sync::{Mutex, PoisonError};
+
+use grass_core::parallel::Workers;
+
+use crate::error::Result;
+use crate::sink::Sink;
 
 /// A score and its training example. Greater is better: by score, and of equal scores the smaller id.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -54,10 +62,89 @@ impl TopK {
         }
     }
 
+    /// The score that a row needs at least to be among the best.
+    fn least(&self) -> f32 {
+        match self.kept.peek() {
+            Some(Reverse(worst)) if self.kept.len() == self.k => worst.value,
+            _ => f32::NEG_INFINITY,
+        }
+    }
+
     /// Ids and scores, best first.
     pub(crate) fn into_sorted(self) -> impl Iterator<Item = (u64, f32)> {
         let sorted = self.kept.into_sorted_vec().into_iter();
         sorted.map(|Reverse(entry)| (entry.id, entry.value))
+    }
+}
+
+/// The best rows of every query. Which they are does not depend on the order in which they come.
+pub(crate) struct BestScores {
+    queries: Vec<Best>,
+}
+
+/// The best rows of one query.
+struct Best {
+    /// The bits of what a score must reach to be among them, or of less: most rows cost one compare with it.
+    least: AtomicU32,
+    top: Mutex<TopK>,
+}
+
+impl BestScores {
+    /// Keeps `k` rows of each query, at least one.
+    pub(crate) fn new(queries: usize, k: usize) -> Self {
+        let queries = (0..queries).map(|_| Best {
+            least: AtomicU32::new(f32::NEG_INFINITY.to_bits()),
+            top: Mutex::new(TopK::new(k)),
+        });
+        Self {
+            queries: queries.collect(),
+        }
+    }
+
+    /// Ids and scores, (queries, k) row-major each, best first.
+    ///
+    /// # Errors
+    /// [`crate::Error::Core`] when cancelled.
+    pub(crate) fn into_ids_and_values(self, workers: &Workers) -> Result<(Vec<u64>, Vec<f32>)> {
+        let (mut ids, mut values) = (Vec::new(), Vec::new());
+        for best in self.queries {
+            workers.check()?;
+            let top = best
+                .top
+                .into_inner()
+                .unwrap_or_else(PoisonError::into_inner);
+            for (id, value) in top.into_sorted() {
+                ids.push(id);
+                values.push(value);
+            }
+        }
+        Ok((ids, values))
+    }
+}
+
+/// Rows whose scores are compared together.
+const COMPARED: usize = 64;
+
+impl Sink for BestScores {
+    fn put(&self, _rows: Range<u64>, ids: &[u64], values: &[f32]) -> Result<()> {
+        for (best, values) in self.queries.iter().zip(values.chunks_exact(ids.len())) {
+            for (ids, values) in ids.chunks(COMPARED).zip(values.chunks(COMPARED)) {
+                let least = f32::from_bits(best.least.load(Relaxed));
+                // An equal score may win by its id. No branch a score, so that the compiler makes vectors of it.
+                if !values
+                    .iter()
+                    .fold(false, |any, &value| any | (value >= least))
+                {
+                    continue;
+                }
+                let mut top = best.top.lock().unwrap_or_else(PoisonError::into_inner);
+                for (&value, &id) in values.iter().zip(ids) {
+                    top.push(value, id);
+                }
+                best.least.store(top.least().to_bits(), Relaxed);
+            }
+        }
+        Ok(())
     }
 }
 

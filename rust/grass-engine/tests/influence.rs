@@ -7,11 +7,11 @@
 mod common;
 
 use common::{
-    Cut, ONE_COMMIT, all_scores, dense_influence, numbers, relative_error, scores_with, store,
-    write,
+    Cut, ONE_COMMIT, all_scores, dense_influence, forget_fisher, numbers, relative_error,
+    scores_with, store, write,
 };
 use grass_core::parallel::Workers;
-use grass_engine::{DEFAULT_MEMORY, Error, Method};
+use grass_engine::{DEFAULT_MEMORY, Error, Method, precondition};
 use grass_store::Dtype;
 use ndarray::{Array2, s};
 use proptest::prelude::*;
@@ -43,8 +43,33 @@ fn more_rows_than_coordinates() {
 #[test]
 fn more_coordinates_than_rows() {
     let (rows, queries) = (numbers(40, 900, 1), numbers(5, 900, 2));
-    for damping in [1e-3, 0.4, 100.0] {
+    for damping in [1e-6, 1e-3, 0.4, 100.0] {
         assert_close(&rows, &queries, &[600, 300], damping, 1e-6);
+    }
+}
+
+/// Inner products of rows that are singular, or nearly so, and queries that lie almost wholly outside the rows' span.
+#[test]
+fn repeated_and_zero_and_nearly_equal_rows_of_many_coordinates() {
+    let mut rows = numbers(60, 400, 1);
+    rows.slice_mut(s![.., 300..]).fill(0.0);
+    for row in 20..40 {
+        let same = rows.row(row - 20).to_owned();
+        rows.row_mut(row).assign(&same);
+    }
+    for row in 40..50 {
+        let near = rows.row(row - 40).mapv(|value| value * (1.0 + 1e-6));
+        rows.row_mut(row).assign(&near);
+        rows[[row, row]] += 1e-4;
+    }
+    rows.slice_mut(s![50..53, ..]).fill(0.0);
+    let mut queries = numbers(5, 400, 2);
+    queries
+        .slice_mut(s![.., ..300])
+        .mapv_inplace(|value| value * 1e-3);
+    for damping in [1e-6, 1e-3, 0.4] {
+        assert_close(&rows, &queries, &[400], damping, 1e-6);
+        assert_close(&rows, &queries, &[150, 250], damping, 1e-6);
     }
 }
 
@@ -104,34 +129,41 @@ fn every_score_is_close_for_well_conditioned_rows() {
     let (_folder, store) = store(&[24], &rows);
     let got = all_scores(&store, &queries, INFLUENCE, 0.4).unwrap();
     let want = dense_influence(&rows, &queries, &[24], 0.4);
-    for (got, want) in got.iter().zip(&want) {
-        assert!(
-            (f64::from(*got) - want).abs() <= 1e-4 * want.abs(),
-            "{got} for {want}"
-        );
+    let workers = Workers::serial();
+    let values = queries.as_slice().unwrap();
+    let solved = precondition(&store, values, &[0.4], DEFAULT_MEMORY, &workers).unwrap();
+    for ((solved, got), want) in solved.queries.chunks(24).zip(got.rows()).zip(want.rows()) {
+        for ((row, got), want) in rows.rows().into_iter().zip(got).zip(want) {
+            // Single precision rounds terms, which may cancel in a score.
+            let unit = length(solved) * length(row.as_slice().unwrap());
+            let error = (f64::from(*got) - want).abs();
+            assert!(error <= 2f64.powi(-22) * unit, "{got} for {want}");
+        }
     }
 }
 
 #[test]
 fn scores_are_of_the_numbers_that_the_dtype_kept() {
     let folder = tempfile::tempdir().unwrap();
-    let (rows, queries) = (numbers(300, 50, 1), numbers(4, 50, 2));
+    let (rows, queries) = (numbers(300, 450, 1), numbers(4, 450, 2));
     for dtype in [Dtype::Float16, Dtype::Bfloat16, Dtype::Int8] {
         let store = write(
             &folder.path().join(dtype.name()),
             dtype,
-            &[31, 19],
+            &[31, 19, 400],
             &rows,
             ONE_COMMIT,
         );
         let indices: Vec<u64> = (0..300).collect();
         let kept = Array2::from_shape_vec(
-            (300, 50),
+            (300, 450),
             store.read_rows(&indices, &Workers::serial()).unwrap(),
         )
         .unwrap();
         let got = all_scores(&store, &queries, INFLUENCE, 0.4).unwrap();
-        assert!(relative_error(&got, &dense_influence(&kept, &queries, &[31, 19], 0.4)) < 1e-6);
+        assert!(
+            relative_error(&got, &dense_influence(&kept, &queries, &[31, 19, 400], 0.4)) < 1e-6
+        );
     }
 }
 
@@ -222,9 +254,18 @@ fn bits_depend_on_neither_threads_nor_memory_nor_commits_nor_shards() {
         &rows,
         ONE_COMMIT,
     );
-    let want = scores_with(&plain, &queries, INFLUENCE, 0.4, DEFAULT_MEMORY, 1).unwrap();
-    for (threads, memory) in [(2, DEFAULT_MEMORY), (5, 1 << 20), (3, 1)] {
-        assert!(scores_with(&plain, &queries, INFLUENCE, 0.4, memory, threads).unwrap() == want);
+    let want = scores_with(&plain, &queries, INFLUENCE, 0.4, 1).unwrap();
+    for threads in [2, 5] {
+        forget_fisher(&plain);
+        assert!(scores_with(&plain, &queries, INFLUENCE, 0.4, threads).unwrap() == want);
+    }
+    let solved = |memory| {
+        forget_fisher(&plain);
+        let queries = queries.as_slice().unwrap();
+        precondition(&plain, queries, &[0.4], memory, &Workers::with_threads(3)).unwrap()
+    };
+    for memory in [1 << 20, 1] {
+        assert!(solved(memory) == solved(DEFAULT_MEMORY));
     }
     for (index, cut) in [(7, 4 << 30), (20, 8 << 20), (75, 4 << 20)]
         .into_iter()
@@ -245,8 +286,14 @@ fn bits_depend_on_neither_threads_nor_memory_nor_commits_nor_shards() {
     }
     for query in [0, 7, 17] {
         let alone = queries.slice(s![query..=query, ..]).to_owned();
+        forget_fisher(&plain);
         assert!(all_scores(&plain, &alone, INFLUENCE, 0.4).unwrap().row(0) == want.row(query));
     }
+}
+
+fn length(values: &[f32]) -> f64 {
+    let squares = values.iter().map(|&value| f64::from(value).powi(2));
+    squares.sum::<f64>().sqrt()
 }
 
 proptest! {
@@ -257,12 +304,22 @@ proptest! {
         n in 1usize..80, widths in proptest::collection::vec(1usize..60, 1..5), count in 1usize..20,
         log_damping in -4.0..2.0f64, seed in any::<u64>(),
     ) {
-        let width = widths.iter().sum();
+        let width: usize = widths.iter().sum();
         let (rows, queries) = (numbers(n, width, seed), numbers(count, width, seed ^ 1));
         let damping = 10f64.powf(log_damping);
         let (_folder, store) = store(&widths, &rows);
         let got = all_scores(&store, &queries, INFLUENCE, damping).unwrap();
-        let error = relative_error(&got, &dense_influence(&rows, &queries, &widths, damping));
-        prop_assert!(error < 1e-6, "{error:e}");
+        let want = dense_influence(&rows, &queries, &widths, damping);
+        // The unit of the roundings in columns with no more coordinates than rows: lengths of x = (F + lambda I)^-1 q there
+        // and of the row, whose product may cancel in the score. The other columns' part of a score is only rounded itself.
+        let workers = Workers::serial();
+        let solved = precondition(&store, queries.as_slice().unwrap(), &[damping], DEFAULT_MEMORY, &workers).unwrap();
+        for ((solved, got), want) in solved.queries.chunks(width).zip(got.rows()).zip(want.rows()) {
+            for ((row, &got), want) in rows.rows().into_iter().zip(got).zip(want) {
+                let unit = length(solved) * length(row.as_slice().unwrap());
+                let error = (f64::from(got) - want).abs();
+                prop_assert!(error <= 1e-6 * unit + 1e-7 * want.abs(), "{error:e} of {unit:e} at {damping:e}");
+            }
+        }
     }
 }

@@ -10,10 +10,11 @@ use std::fs;
 use std::sync::atomic::Ordering;
 
 use common::{
-    ONE_COMMIT, all_scores, id, numbers, relative_error, scores_with, spec, store, write,
+    ONE_COMMIT, all_scores, exact, id, kept_rows, numbers, relative_error, scores_with, spec,
+    store, write,
 };
 use grass_core::parallel::Workers;
-use grass_engine::{DEFAULT_MEMORY, Error, Method, Scores, query_rows, score};
+use grass_engine::{Error, Method, Scores, query_rows, score};
 use grass_store::{Dtype, StoreReader, StoreWriter, WriterOptions};
 use ndarray::{Array2, s};
 use proptest::prelude::*;
@@ -25,15 +26,10 @@ fn top(
     k: usize,
 ) -> Result<Scores, Error> {
     let workers = Workers::with_threads(2);
-    score(
-        store,
-        queries.as_slice().unwrap(),
-        method,
-        0.4,
-        Some(k),
-        DEFAULT_MEMORY,
-        &workers,
-    )
+    let queries = queries.as_slice().unwrap();
+    let mut scores = score(store, queries, method, &[0.4], Some(k), &workers)?;
+    assert_eq!(scores.len(), 1);
+    Ok(scores.remove(0))
 }
 
 #[test]
@@ -117,13 +113,107 @@ fn equal_scores_are_ranked_by_smaller_id() {
     assert!(ids.is_sorted());
 }
 
+#[test]
+fn rows_of_halves_are_multiplied_as_stored() {
+    let (rows, queries) = (numbers(70, 1300, 1), numbers(9, 1300, 2));
+    for dtype in [Dtype::Float16, Dtype::Bfloat16] {
+        let folder = tempfile::tempdir().unwrap();
+        let store = write(
+            &folder.path().join("s"),
+            dtype,
+            &[700, 600],
+            &rows,
+            ONE_COMMIT,
+        );
+        let kept = kept_rows(&store, &queries);
+        let got = all_scores(&store, &queries, Method::GradDot, 0.0).unwrap();
+        assert!(relative_error(&got, &exact(&queries, &kept)) < 1e-6);
+        let cosines = all_scores(&store, &kept, Method::GradCos, 0.0).unwrap();
+        assert!(
+            cosines
+                .diag()
+                .iter()
+                .all(|cosine| (cosine - 1.0).abs() < 1e-6)
+        );
+    }
+}
+
+#[test]
+fn huge_and_tiny_queries_lose_nothing() {
+    let (rows, queries) = (numbers(20, 300, 1), numbers(3, 300, 2));
+    for (size, inverse) in [(1e30f32, 1e-30f32), (1e-30, 1e30)] {
+        let (_folder, store) = store(&[300], &(&rows * size));
+        let scaled = &queries * inverse;
+        let got = all_scores(&store, &scaled, Method::GradDot, 0.0).unwrap();
+        assert!(relative_error(&got, &exact(&scaled, &(&rows * size))) < 1e-6);
+    }
+}
+
+/// More queries than are laid out ahead, and more scores of a chunk than are held at once.
+#[test]
+fn many_queries_score_as_few_do() {
+    for (dtype, count, width) in [
+        (Dtype::Float32, 20_000, 850),
+        (Dtype::Int8, 30_000, 2300),
+        (Dtype::Float32, 3000, 2),
+    ] {
+        let rows = numbers(if width == 2 { 9000 } else { 5 }, width, 1);
+        let queries = numbers(count, width, 2);
+        let folder = tempfile::tempdir().unwrap();
+        let store = write(&folder.path().join("s"), dtype, &[width], &rows, ONE_COMMIT);
+        let got = all_scores(&store, &queries, Method::GradDot, 0.0).unwrap();
+        let few = queries.slice(s![count - 7.., ..]).to_owned();
+        let want = all_scores(&store, &few, Method::GradDot, 0.0).unwrap();
+        assert!(
+            got.slice(s![count - 7.., ..]) == want,
+            "{dtype} {count} {width}"
+        );
+    }
+}
+
+#[test]
+fn several_dampings_give_one_result_each() {
+    let (rows, queries) = (numbers(60, 30, 1), numbers(4, 30, 2));
+    let (_folder, store) = store(&[10, 20], &rows);
+    let dampings = [0.1, 1.0, 0.4];
+    let values = queries.as_slice().unwrap();
+    for top_k in [None, Some(5)] {
+        let scores_for = |dampings: &[f64]| {
+            let workers = Workers::with_threads(2);
+            score(&store, values, Method::Influence, dampings, top_k, &workers).unwrap()
+        };
+        let together = scores_for(&dampings);
+        let alone: Vec<Scores> = dampings
+            .iter()
+            .flat_map(|&one| scores_for(&[one]))
+            .collect();
+        assert_eq!(together, alone);
+    }
+}
+
+#[test]
+fn progress_counts_the_bytes_of_the_rows() {
+    let (_folder, store) = store(&[1000], &numbers(700, 1000, 1));
+    let workers = Workers::with_threads(2);
+    score(
+        &store,
+        &[1.0; 1000],
+        Method::GradDot,
+        &[],
+        Some(3),
+        &workers,
+    )
+    .unwrap();
+    assert_eq!(workers.progress().get(), (2_800_000, 2_800_000));
+}
+
 /// Long rows, where the window moves several times, and short ones in one chunk.
 #[test]
 fn long_and_short_rows_stream_alike() {
     for (count, width) in [(30, 1 << 20), (150_000, 3)] {
         let (rows, queries) = (numbers(count, width, 1), numbers(2, width, 2));
         let (_folder, store) = store(&[width], &rows);
-        let got = scores_with(&store, &queries, Method::GradDot, 0.0, DEFAULT_MEMORY, 3).unwrap();
+        let got = scores_with(&store, &queries, Method::GradDot, 0.0, 3).unwrap();
         let want = queries.mapv(f64::from).dot(&rows.mapv(f64::from).t());
         assert!(relative_error(&got, &want) < 1e-6);
         assert!(
@@ -144,7 +234,7 @@ fn a_damaged_chunk_is_found_with_its_rows() {
     let queries = numbers(1, 65_536, 2);
     for method in [Method::Influence, Method::GradDot] {
         let error = all_scores(&store, &queries, method, 0.4).unwrap_err();
-        let place = "shard 0 rows chunk 1 rows 16:32 (the checksum differs)";
+        let place = "shard 0 rows chunk 5 rows 20:24 (the checksum differs)";
         assert!(error.to_string().contains(place), "{error}");
     }
     assert!(query_rows(&store, &Workers::serial()).is_err());
@@ -158,9 +248,8 @@ fn queries_that_do_not_fit_are_refused() {
             &store,
             &vec![0.0; count],
             Method::GradDot,
-            0.0,
+            &[],
             None,
-            0,
             &Workers::serial(),
         );
         assert!(matches!(outcome, Err(Error::Queries { width: 10, .. })));
@@ -273,15 +362,7 @@ fn a_cancelled_call_says_so() {
     let workers = Workers::with_threads(2);
     workers.cancel_flag().store(true, Ordering::Relaxed);
     for method in [Method::Influence, Method::GradCos] {
-        let outcome = score(
-            &store,
-            &[0.0; 4],
-            method,
-            0.4,
-            None,
-            DEFAULT_MEMORY,
-            &workers,
-        );
+        let outcome = score(&store, &[0.0; 4], method, &[0.4], None, &workers);
         assert!(matches!(
             outcome,
             Err(Error::Core(grass_core::Error::Interrupted))
@@ -297,9 +378,9 @@ proptest! {
         let (rows, queries) = (numbers(n, width, seed), numbers(count, width, seed ^ 1));
         let (_folder, store) = store(&[width], &rows);
         for method in [Method::GradDot, Method::GradCos] {
-            let together = scores_with(&store, &queries, method, 0.0, 0, 2).unwrap();
+            let together = scores_with(&store, &queries, method, 0.0, 2).unwrap();
             let query = seed as usize % count;
-            let alone = scores_with(&store, &queries.slice(s![query..=query, ..]).to_owned(), method, 0.0, 0, 1).unwrap();
+            let alone = scores_with(&store, &queries.slice(s![query..=query, ..]).to_owned(), method, 0.0, 1).unwrap();
             prop_assert!(alone.row(0) == together.row(query));
         }
     }

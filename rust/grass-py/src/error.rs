@@ -54,7 +54,13 @@ impl From<PyError> for PyErr {
             }
             PyError::Engine(error) => match error {
                 grass_engine::Error::Store(error) => PyError::Store(error).into(),
-                error => exception(engine_class(&error), error.to_string()),
+                error => {
+                    let raised = exception(engine_class(&error), error.to_string());
+                    match error.errno() {
+                        Some(errno) => with_errno(raised, errno),
+                        None => raised,
+                    }
+                }
             },
             PyError::Python(error) => error,
         }
@@ -81,9 +87,10 @@ fn store_class(error: &grass_store::Error) -> &'static str {
         Error::Exists { .. } => "StoreExistsError",
         Error::Locked { .. } => "StoreLockedError",
         Error::Mismatch { .. } => "StoreMismatchError",
-        Error::Corrupt { .. } => "CorruptStoreError",
-        Error::Format { .. } | Error::Broken { .. } => "StoreError",
-        Error::Columns { .. } | Error::Dtype { .. } => "SpecError",
+        Error::Corrupt { .. } | Error::Repair { .. } => "CorruptStoreError",
+        Error::Format { .. } | Error::Broken { .. } | Error::Merge { .. } => "StoreError",
+        Error::Columns { .. } | Error::Dtype { .. } | Error::Writers { .. } => "SpecError",
+        Error::NonFinite { .. } => "NonFiniteError",
         Error::Shape { .. } | Error::OutOfRange { .. } => "ShapeError",
         Error::RepeatedId { .. } | Error::Overflow { .. } => "DataError",
         Error::Core(error) => core_class(error),
@@ -101,6 +108,7 @@ fn engine_class(error: &grass_engine::Error) -> &'static str {
         | Error::NonFiniteRows { .. }
         | Error::NonFiniteScore { .. } => "NonFiniteError",
         Error::Damping { .. } | Error::Method { .. } | Error::Singular { .. } => "SpecError",
+        Error::File { .. } | Error::OtherFile { .. } | Error::BusyFile { .. } => "ScoresFileError",
         Error::Memory { .. } => "GrassError",
     }
 }

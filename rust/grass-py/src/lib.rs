@@ -4,6 +4,7 @@ mod arrays;
 mod compressor;
 mod detached;
 mod error;
+mod repair;
 mod scoring;
 mod store;
 mod threads;
@@ -15,6 +16,7 @@ use pyo3::prelude::*;
 fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     compressor::register(module)?;
     store::register(module)?;
+    repair::register(module)?;
     scoring::register(module)?;
     threads::register(module)
 }

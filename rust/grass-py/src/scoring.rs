@@ -1,10 +1,17 @@
-//! `_native.score_store`: scores of stored rows.
+//! `_native.score_store`, `_native.score_to_file` and `_native.self_influence`: scores of stored rows.
 
-use grass_engine::{DEFAULT_MEMORY, Error, Method, Scores, query_rows, score};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use grass_core::parallel::Workers;
+use grass_engine::{
+    Error, Method, Scores, query_rows, score, score_to_file as write_scores,
+    self_influence as self_influences,
+};
 use numpy::{PyArray1, PyArray2, PyArrayMethods, PyReadonlyArray2};
 use pyo3::prelude::*;
 
-use crate::detached::detached;
+use crate::detached::detached_with_progress;
 use crate::error::PyError;
 use crate::store::{StoreReader, elements};
 
@@ -18,66 +25,140 @@ enum Queries<'py> {
     Rows(PyReadonlyArray2<'py, f32>),
 }
 
-/// Score every row of a store for queries: rows (n, width) or another store.
+/// What the engine takes as queries.
+enum Source<'a> {
+    Store(&'a grass_store::StoreReader),
+    Rows(&'a [f32]),
+}
+
+impl Queries<'_> {
+    fn source(&self) -> PyResult<Source<'_>> {
+        Ok(match self {
+            Self::Store(store) => Source::Store(&store.inner),
+            Self::Rows(rows) => Source::Rows(elements(rows, "score")?),
+        })
+    }
+}
+
+impl Source<'_> {
+    /// Hands the rows to `call`.
+    fn with<T>(
+        &self,
+        workers: &Workers,
+        call: impl FnOnce(&[f32]) -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        match self {
+            Self::Store(store) => call(&query_rows(store, workers)?),
+            Self::Rows(rows) => call(rows),
+        }
+    }
+}
+
+/// A number, or what came in its place in words.
+fn number<'py, T: FromPyObjectOwned<'py>>(got: &Bound<'py, PyAny>) -> PyResult<Result<T, String>> {
+    Ok(match got.extract() {
+        Ok(number) => Ok(number),
+        Err(_) => Err(got.repr()?.to_string()),
+    })
+}
+
+fn damping(got: &Bound<'_, PyAny>) -> PyResult<f64> {
+    number(got)?.map_err(|got| PyError::Engine(Error::Damping { got }).into())
+}
+
+fn dampings(got: &[Bound<'_, PyAny>]) -> PyResult<Vec<f64>> {
+    got.iter().map(damping).collect()
+}
+
+/// Score every row of a store for queries, rows (n, width) or another store, once a damping, or once.
 #[pyfunction]
 fn score_store<'py>(
     py: Python<'py>,
     store: &StoreReader,
     queries: Queries<'_>,
     method: &str,
-    damping: &Bound<'_, PyAny>,
+    dampings: Vec<Bound<'_, PyAny>>,
     top_k: Option<&Bound<'_, PyAny>>,
-) -> PyResult<IdsAndScores<'py>> {
+    progress: Option<&Bound<'_, PyAny>>,
+) -> PyResult<Vec<IdsAndScores<'py>>> {
     let store = &store.inner;
     let method: Method = method.parse().map_err(PyError::Engine)?;
     let rows = store.rows() as usize;
-    let words = |got: &Bound<'_, PyAny>| got.repr().map(|words| words.to_string());
-    let damping: f64 = match damping.extract() {
-        Ok(damping) => damping,
-        Err(_) => {
-            let got = words(damping)?;
-            return Err(PyError::Engine(Error::Damping { got }).into());
-        }
-    };
-    let top_k: Option<usize> = match top_k.map(|got| (got, got.extract())) {
+    let dampings = self::dampings(&dampings)?;
+    let refuse = |got| PyError::Engine(Error::TopK { rows, got });
+    let top_k: Option<usize> = match top_k.map(number).transpose()? {
         None => None,
-        Some((_, Ok(top_k))) => Some(top_k),
-        Some((got, Err(_))) => {
-            let got = words(got)?;
-            return Err(PyError::Engine(Error::TopK { rows, got }).into());
-        }
+        Some(top_k) => Some(top_k.map_err(refuse)?),
     };
-    // Cheap calls too read a whole store from disk, which a signal must be able to stop.
-    let scored = |rows: &[f32]| {
-        detached(py, usize::MAX, |workers| {
-            score(store, rows, method, damping, top_k, DEFAULT_MEMORY, workers)
+    let source = queries.source()?;
+    let scores = detached_with_progress(py, progress, |workers| {
+        source.with(workers, |rows| {
+            score(store, rows, method, &dampings, top_k, workers)
         })
-    };
-    let scores = match queries {
-        Queries::Rows(rows) => scored(elements(&rows, "score")?)?,
-        Queries::Store(queries) => {
-            let queries = &queries.inner;
-            scored(&detached(py, usize::MAX, |workers| {
-                query_rows(queries, workers)
-            })?)?
-        }
-    };
+    })?;
     let per_query = top_k.unwrap_or(rows);
-    match scores {
-        Scores::All { ids, values } => {
-            let count = values.len() / per_query;
-            let values = PyArray1::from_vec(py, values).reshape([count, per_query])?;
-            Ok((PyArray1::from_vec(py, ids).into_any(), values))
-        }
-        Scores::Top { ids, values } => {
-            let shape = [values.len() / per_query, per_query];
-            let values = PyArray1::from_vec(py, values).reshape(shape)?;
-            let ids = PyArray1::from_vec(py, ids).reshape(shape)?;
-            Ok((ids.into_any(), values))
-        }
-    }
+    let arrays = scores.into_iter().map(|scores| {
+        let (ids, values, every_query) = match scores {
+            Scores::All { ids, values } => (ids, values, true),
+            Scores::Top { ids, values } => (ids, values, false),
+        };
+        let shape = [values.len() / per_query, per_query];
+        let values = PyArray1::from_vec(py, values).reshape(shape)?;
+        let ids = PyArray1::from_vec(py, ids);
+        let ids = match every_query {
+            true => ids.into_any(),
+            false => ids.reshape(shape)?.into_any(),
+        };
+        Ok((ids, values))
+    });
+    arrays.collect()
+}
+
+/// Write the scores of every row of a store to a .npy file as they are made, or go on with one.
+#[pyfunction]
+#[expect(clippy::too_many_arguments, reason = "those of Store.score")]
+fn score_to_file(
+    py: Python<'_>,
+    store: &StoreReader,
+    queries: Queries<'_>,
+    method: &str,
+    damping: &Bound<'_, PyAny>,
+    path: PathBuf,
+    sync_seconds: f64,
+    progress: Option<&Bound<'_, PyAny>>,
+) -> PyResult<()> {
+    let store = &store.inner;
+    let method: Method = method.parse().map_err(PyError::Engine)?;
+    let damping = self::damping(damping)?;
+    let every = Duration::try_from_secs_f64(sync_seconds).unwrap_or(Duration::MAX);
+    let source = queries.source()?;
+    detached_with_progress(py, progress, |workers| {
+        source.with(workers, |rows| {
+            write_scores(store, rows, method, damping, &path, every, workers)
+        })
+    })
+}
+
+/// The influence of every row on itself, (n,), once a damping.
+#[pyfunction]
+fn self_influence<'py>(
+    py: Python<'py>,
+    store: &StoreReader,
+    dampings: Vec<Bound<'_, PyAny>>,
+    progress: Option<&Bound<'_, PyAny>>,
+) -> PyResult<Vec<Bound<'py, PyArray1<f32>>>> {
+    let dampings = self::dampings(&dampings)?;
+    let values = detached_with_progress(py, progress, |workers| {
+        self_influences(&store.inner, &dampings, workers)
+    })?;
+    let arrays = values.into_iter();
+    Ok(arrays
+        .map(|values| PyArray1::from_vec(py, values))
+        .collect())
 }
 
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
-    module.add_function(wrap_pyfunction!(score_store, module)?)
+    module.add_function(wrap_pyfunction!(score_store, module)?)?;
+    module.add_function(wrap_pyfunction!(score_to_file, module)?)?;
+    module.add_function(wrap_pyfunction!(self_influence, module)?)
 }

@@ -6,7 +6,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use grass_core::parallel::Workers;
-use grass_store::{Column, Dtype, Fingerprints, StoreSpec, WriterOptions};
+use grass_store::{Column, Dtype, Fingerprints, StoreSpec, SystemDisk, WriterOptions};
 use numpy::{PyArray1, PyArray2, PyArrayMethods, PyReadonlyArray1, PyReadonlyArray2};
 use pyo3::prelude::*;
 
@@ -42,7 +42,7 @@ pub(crate) fn elements<'a, T: numpy::Element, D: ndarray::Dimension>(
     })
 }
 
-/// The one writer of a store.
+/// A writer of a store, alone or one of several.
 #[pyclass(frozen, weakref, module = "grass_rs._native")]
 struct StoreWriter {
     path: PathBuf,
@@ -90,6 +90,8 @@ impl StoreWriter {
         resume: bool,
         commit_bytes: u64,
         commit_seconds: f64,
+        writer: u32,
+        writers: u32,
     ) -> PyResult<Self> {
         let dtype: Dtype = dtype.parse().map_err(PyError::Store)?;
         let spec = StoreSpec {
@@ -100,6 +102,8 @@ impl StoreWriter {
         let options = WriterOptions {
             commit_bytes,
             commit_interval: interval(commit_seconds)?,
+            writer,
+            writers,
             ..WriterOptions::default()
         };
         // Resuming reads all ids, from a disk that may be slow.
@@ -129,7 +133,7 @@ impl StoreWriter {
         Ok(PyArray1::from_vec(py, ids))
     }
 
-    /// Add rows (n, width), one id each.
+    /// Add finite rows (n, width), one id each.
     fn append(
         &self,
         py: Python<'_>,
@@ -138,6 +142,7 @@ impl StoreWriter {
     ) -> PyResult<()> {
         let (rows, ids) = (elements(&rows, "append")?, elements(&ids, "append")?);
         self.with(py, rows.len(), |writer, workers| {
+            writer.layout().check_finite(rows, ids, workers)?;
             writer.append(rows, ids, workers)
         })
     }
@@ -279,6 +284,14 @@ fn verify_store(py: Python<'_>, path: PathBuf) -> PyResult<()> {
     })
 }
 
+/// Merge finished stores into the one at path.
+#[pyfunction]
+fn merge_stores(py: Python<'_>, sources: Vec<PathBuf>, path: PathBuf) -> PyResult<()> {
+    detached(py, usize::MAX, |workers| {
+        grass_store::merge(&sources, &path, &SystemDisk, workers)
+    })
+}
+
 /// Refuse columns other than those that the store at path has.
 #[pyfunction]
 fn check_same_columns(
@@ -309,6 +322,7 @@ pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<StoreWriter>()?;
     module.add_class::<StoreReader>()?;
     module.add_function(wrap_pyfunction!(verify_store, module)?)?;
+    module.add_function(wrap_pyfunction!(merge_stores, module)?)?;
     module.add_function(wrap_pyfunction!(check_same_columns, module)?)?;
     module.add_function(wrap_pyfunction!(check_same_fingerprints, module)?)
 }

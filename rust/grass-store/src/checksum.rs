@@ -1,28 +1,8 @@
 //! CRC-32 (the polynomial of zlib and PNG), whole and joined.
 
-use grass_core::parallel::Workers;
-
-use crate::error::Result;
-
-/// Bytes between two looks at the cancel flag: about a millisecond of work, or some when they come from a disk.
-const PIECE_BYTES: usize = 4 << 20;
-
 /// CRC-32 of `bytes`; equals Python's `zlib.crc32`.
 pub(crate) fn crc32(bytes: &[u8]) -> u32 {
     crc32fast::hash(bytes)
-}
-
-/// The same of bytes that may be many, or on a slow disk.
-///
-/// # Errors
-/// [`crate::Error::Core`] when cancelled.
-pub(crate) fn crc32_of_file(bytes: &[u8], workers: &Workers) -> Result<u32> {
-    let mut hasher = crc32fast::Hasher::new();
-    for piece in bytes.chunks(PIECE_BYTES) {
-        workers.check()?;
-        hasher.update(piece);
-    }
-    Ok(hasher.finalize())
 }
 
 /// CRC-32 of two runs of bytes one after the other, from their own CRC-32s and the second's length.
@@ -43,15 +23,6 @@ mod tests {
     #[test]
     fn the_check_value_of_the_polynomial() {
         assert_eq!(crc32(b"123456789"), 0xCBF4_3926);
-    }
-
-    #[test]
-    fn pieces_give_the_checksum_of_the_whole() {
-        let bytes: Vec<u8> = (0..2 * PIECE_BYTES + 5).map(|i| (i % 251) as u8).collect();
-        assert_eq!(
-            crc32_of_file(&bytes, &Workers::serial()).unwrap(),
-            crc32(&bytes)
-        );
     }
 
     proptest! {

@@ -6,15 +6,17 @@
 //!
 //! A record commits the rows from the record before it up to its own count, all in one chunk.
 
-use std::fs::File;
 use std::io;
 use std::ops::Range;
-use std::os::unix::fs::FileExt;
 
 use crate::checksum::{crc32, joined};
+use crate::disk::DiskFile;
 
 /// Length of a record.
 pub(crate) const RECORD_BYTES: usize = 20;
+
+/// Bytes of a record that its own checksum, the last 4, is of.
+const CHECKED: usize = RECORD_BYTES - 4;
 
 /// Bytes that a disk writes whole or not at all; larger real sectors are multiples of it.
 const SECTOR_BYTES: u64 = 512;
@@ -36,17 +38,17 @@ impl Record {
         bytes[0..8].copy_from_slice(&self.rows.to_le_bytes());
         bytes[8..12].copy_from_slice(&self.rows_crc.to_le_bytes());
         bytes[12..16].copy_from_slice(&self.ids_crc.to_le_bytes());
-        let checksum = crc32(&bytes[..16]);
-        bytes[16..20].copy_from_slice(&checksum.to_le_bytes());
+        let checksum = crc32(&bytes[..CHECKED]);
+        bytes[CHECKED..].copy_from_slice(&checksum.to_le_bytes());
         bytes
     }
 
     /// The record in these bytes, unless its checksum differs.
-    fn from_bytes(bytes: &[u8; RECORD_BYTES]) -> Option<Self> {
+    pub(crate) fn from_bytes(bytes: &[u8; RECORD_BYTES]) -> Option<Self> {
         let (words, _) = bytes.as_chunks::<4>();
         let [low, high, rows_crc, ids_crc, checksum] =
             std::array::from_fn(|i| u32::from_le_bytes(words[i]));
-        (crc32(&bytes[..16]) == checksum).then_some(Self {
+        (crc32(&bytes[..CHECKED]) == checksum).then_some(Self {
             rows: u64::from(low) | u64::from(high) << 32,
             rows_crc,
             ids_crc,
@@ -84,32 +86,6 @@ pub(crate) fn parse(bytes: &[u8], chunk_rows: u64) -> Result<Vec<Record>, String
     Ok(records)
 }
 
-/// The records of these rows and ids, cut at the ends of chunks. `first` is the row of the shard
-/// that comes first.
-pub(crate) fn records(
-    rows: &[u8],
-    ids: &[u8],
-    row_bytes: usize,
-    first: u64,
-    chunk_rows: u64,
-) -> Vec<Record> {
-    let count = (ids.len() / 8) as u64;
-    let mut records = Vec::new();
-    let mut done = 0;
-    while done < count {
-        let left_in_chunk = chunk_rows - (first + done) % chunk_rows;
-        let end = count.min(done + left_in_chunk);
-        let part = done as usize..end as usize;
-        records.push(Record {
-            rows: first + end,
-            rows_crc: crc32(&rows[part.start * row_bytes..part.end * row_bytes]),
-            ids_crc: crc32(&ids[part.start * 8..part.end * 8]),
-        });
-        done = end;
-    }
-    records
-}
-
 /// One record a chunk, from any records of the same rows, without reading the rows again.
 pub(crate) fn compacted(records: &[Record], row_bytes: usize, chunk_rows: u64) -> Vec<Record> {
     let mut compact: Vec<Record> = Vec::new();
@@ -131,6 +107,17 @@ pub(crate) fn compacted(records: &[Record], row_bytes: usize, chunk_rows: u64) -
     compact
 }
 
+/// The checksum of a whole log, by which the manifest knows it: CRC-32 of its records without
+/// their own checksums. With them it would be the same for any records, for the CRC-32 of bytes
+/// followed by their CRC-32 is a constant.
+pub(crate) fn checksum(records: &[Record]) -> u32 {
+    let mut hasher = crc32fast::Hasher::new();
+    for record in records {
+        hasher.update(&record.to_bytes()[..CHECKED]);
+    }
+    hasher.finalize()
+}
+
 pub(crate) fn to_bytes(records: &[Record]) -> Vec<u8> {
     records
         .iter()
@@ -140,11 +127,11 @@ pub(crate) fn to_bytes(records: &[Record]) -> Vec<u8> {
 
 /// Writes records at byte `offset` of the log and syncs them, never two sectors' worth at once:
 /// so whatever a crash tears, no record is whole after one that is not, as [`parse`] demands.
-pub(crate) fn append(file: &File, offset: u64, records: &[Record]) -> io::Result<()> {
+pub(crate) fn append(file: &dyn DiskFile, offset: u64, records: &[Record]) -> io::Result<()> {
     let bytes = to_bytes(records);
     for group in ordered_groups(offset, records.len()) {
         file.write_all_at(&bytes[group.clone()], offset + group.start as u64)?;
-        file.sync_data()?;
+        file.sync()?;
     }
     Ok(())
 }
@@ -176,6 +163,32 @@ mod tests {
         }
     }
 
+    /// The records of these rows and ids, cut at the ends of chunks. `first` is the row of the shard
+    /// that comes first.
+    fn records(
+        rows: &[u8],
+        ids: &[u8],
+        row_bytes: usize,
+        first: u64,
+        chunk_rows: u64,
+    ) -> Vec<Record> {
+        let count = (ids.len() / 8) as u64;
+        let mut records = Vec::new();
+        let mut done = 0;
+        while done < count {
+            let left_in_chunk = chunk_rows - (first + done) % chunk_rows;
+            let end = count.min(done + left_in_chunk);
+            let part = done as usize..end as usize;
+            records.push(Record {
+                rows: first + end,
+                rows_crc: crc32(&rows[part.start * row_bytes..part.end * row_bytes]),
+                ids_crc: crc32(&ids[part.start * 8..part.end * 8]),
+            });
+            done = end;
+        }
+        records
+    }
+
     #[test]
     fn a_record_is_twenty_little_endian_bytes() {
         let bytes = Record {
@@ -189,6 +202,36 @@ mod tests {
             [2, 1, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0, 4, 0, 0, 0]
         );
         assert_eq!(bytes[16..], crc32(&bytes[..16]).to_le_bytes());
+    }
+
+    #[test]
+    fn the_checksum_of_a_log_tells_any_change_of_its_records() {
+        let records = [record(3), record(4), record(8)];
+        let whole = checksum(&records);
+        assert_eq!(
+            whole,
+            crc32(
+                &records
+                    .map(|record| record.to_bytes())
+                    .map(|bytes| {
+                        let mut checked = [0; CHECKED];
+                        checked.copy_from_slice(&bytes[..CHECKED]);
+                        checked
+                    })
+                    .concat()
+            )
+        );
+        for index in 0..3 {
+            for change in [
+                |r: &mut Record| r.rows ^= 1,
+                |r: &mut Record| r.rows_crc ^= 8,
+                |r: &mut Record| r.ids_crc ^= 1 << 31,
+            ] {
+                let mut other = records;
+                change(&mut other[index]);
+                assert_ne!(checksum(&other), whole);
+            }
+        }
     }
 
     #[test]

@@ -6,6 +6,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use crate::dtype::Dtype;
+use crate::manifest::MAX_SHARD;
 
 /// The most damaged places that a message names.
 const LISTED: usize = 20;
@@ -63,12 +64,22 @@ pub enum Error {
         difference: String,
     },
     /// Bytes are damaged or missing.
-    #[error("the store {} is damaged in {}: {}: restore these files, or cache the store again", path.display(), places(damage.len()), list(damage))]
+    #[error("the store {} is damaged in {}: {}: restore these files, or drop what is damaged with grass-rs repair", path.display(), places(damage.len()), list(damage))]
     Corrupt {
         /// The store.
         path: PathBuf,
         /// Everything found.
         damage: Vec<Damage>,
+    },
+    /// A repair was begun and not ended, or has nothing to begin with.
+    #[error("the store {} cannot be used: {problem}: {hint}", path.display())]
+    Repair {
+        /// The store.
+        path: PathBuf,
+        /// What is wrong.
+        problem: String,
+        /// What to do.
+        hint: &'static str,
     },
     /// The store was written by a later version of this library.
     #[error("the store {} has format {found}, this version reads format 1: install a newer grass_rs", path.display())]
@@ -109,6 +120,32 @@ pub enum Error {
         id: u64,
         /// Where it was seen before.
         place: &'static str,
+    },
+    /// Writers that a store cannot have.
+    #[error("a store has 1 to {} writers numbered from 0, got writer {writer} of {writers}: give writer < writers", MAX_SHARD + 1)]
+    Writers {
+        /// The number of the writer.
+        writer: u32,
+        /// How many there are to be.
+        writers: u32,
+    },
+    /// Stores that cannot be merged.
+    #[error("cannot merge into {}: {problem}: {hint}", path.display())]
+    Merge {
+        /// The store to merge into.
+        path: PathBuf,
+        /// What is in the way.
+        problem: String,
+        /// What to do.
+        hint: &'static str,
+    },
+    /// A row that is not finite where rows must be.
+    #[error(
+        "append expects finite rows, got a NaN or an infinity, or more than float32 holds, in the row of id {id}: leave the example out"
+    )]
+    NonFinite {
+        /// The row's id.
+        id: u64,
     },
     /// A value that the dtype cannot hold.
     #[error(
@@ -178,6 +215,15 @@ impl Error {
                 source,
                 hint,
             }
+        }
+    }
+
+    /// What everybody but a repair is told while the journal of a repair is there.
+    pub(crate) fn repair_interrupted(path: &Path) -> Self {
+        Self::Repair {
+            path: path.to_path_buf(),
+            problem: "a repair was interrupted".to_owned(),
+            hint: "run grass-rs repair again",
         }
     }
 

@@ -3,7 +3,8 @@
 //! ```text
 //!    0  magic "GRASSROW"
 //!    8  format u32 | 12 dtype code u32 | 16 row bytes u64 | 24 shard number u32
-//!   28  zeros
+//!   28  SHA-256 of the store's identity: its columns, dtype and fingerprints
+//!   60  zeros
 //! 4092  CRC-32 of the bytes before
 //! ```
 
@@ -25,6 +26,16 @@ pub(crate) struct Header {
     pub(crate) dtype: Dtype,
     pub(crate) row_bytes: u64,
     pub(crate) shard: u32,
+    pub(crate) identity: [u8; 32],
+}
+
+fn word(bytes: &[u8; HEADER_BYTES], at: usize) -> u32 {
+    u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
+}
+
+/// Whether these bytes are a header as some store has it, this one or another.
+pub(crate) fn is_whole(bytes: &[u8; HEADER_BYTES]) -> bool {
+    bytes[..8] == MAGIC && crc32(&bytes[..CHECKED]) == word(bytes, CHECKED)
 }
 
 impl Header {
@@ -35,6 +46,7 @@ impl Header {
         bytes[12..16].copy_from_slice(&self.dtype.code().to_le_bytes());
         bytes[16..24].copy_from_slice(&self.row_bytes.to_le_bytes());
         bytes[24..28].copy_from_slice(&self.shard.to_le_bytes());
+        bytes[28..60].copy_from_slice(&self.identity);
         let checksum = crc32(&bytes[..CHECKED]);
         bytes[CHECKED..].copy_from_slice(&checksum.to_le_bytes());
         bytes
@@ -49,13 +61,10 @@ impl Header {
         if *bytes == expected {
             return Ok(());
         }
-        let word = |bytes: &[u8; HEADER_BYTES], at: usize| {
-            u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
-        };
         if bytes[..8] != MAGIC {
             return Err("expected the magic bytes GRASSROW at the start".to_owned());
         }
-        if crc32(&bytes[..CHECKED]) != word(bytes, CHECKED) {
+        if !is_whole(bytes) {
             return Err("the checksum differs".to_owned());
         }
         let fields = [
@@ -74,7 +83,11 @@ impl Header {
                 return Err(format!("expected {name} {want}, got {got}"));
             }
         }
-        Err("expected zeros after the fields".to_owned())
+        Err(match bytes[28..60] == self.identity {
+            true => "expected zeros after the fields",
+            false => "the shard is of a store with other columns, dtype or fingerprints",
+        }
+        .to_owned())
     }
 }
 
@@ -86,6 +99,7 @@ mod tests {
         dtype: Dtype::Int8,
         row_bytes: 0x0102_0304_0506,
         shard: 9,
+        identity: [7; 32],
     };
 
     #[test]
@@ -96,7 +110,8 @@ mod tests {
         assert_eq!(bytes[12..16], [4, 0, 0, 0]);
         assert_eq!(bytes[16..24], [6, 5, 4, 3, 2, 1, 0, 0]);
         assert_eq!(bytes[24..28], [9, 0, 0, 0]);
-        assert!(bytes[28..4092].iter().all(|&byte| byte == 0));
+        assert!(bytes[28..60].iter().all(|&byte| byte == 7));
+        assert!(bytes[60..4092].iter().all(|&byte| byte == 0));
         assert_eq!(HEADER.check(&bytes), Ok(()));
     }
 

@@ -32,6 +32,12 @@ impl IdSet {
     }
 }
 
+/// The first id that is there more than once, of ids in ascending order.
+pub(crate) fn repeated(sorted: &[u64]) -> Option<u64> {
+    let mut pairs = sorted.windows(2);
+    pairs.find(|pair| pair[0] == pair[1]).map(|pair| pair[0])
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -9,14 +9,17 @@ use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 
 /// A chunk is the largest power of two of rows that fits in this many bytes, at least one row.
-/// Large enough that its checksum record is nothing beside it, small enough to be mapped whole.
-const CHUNK_BYTES: u64 = 4 << 20;
+/// Large enough that its checksum record is nothing beside it, small enough to be held whole.
+const CHUNK_BYTES: u64 = 1 << 20;
 
 /// A row is at most this long, so that no sum of lengths overflows and a lie is found early.
 const MAX_ROW_BYTES: u64 = 1 << 32;
 
+/// Objects and lists of a spec are nested at most so deep: readers of JSON stop somewhere above.
+const MAX_NESTING: usize = 64;
+
 /// The scale of an int8 column in a row.
-pub(crate) const SCALE_BYTES: usize = 4;
+const SCALE_BYTES: usize = 4;
 
 /// One block of the plan: a named run of coordinates in every row.
 #[derive(Debug, Clone, PartialEq)]
@@ -60,7 +63,8 @@ impl Layout {
     /// The layout of rows with these columns, in this order, without gaps.
     ///
     /// # Errors
-    /// [`Error::Columns`] if there is no column, one is empty, two have one name, or a row is too long.
+    /// [`Error::Columns`] if there is no column, one is empty, two have one name, a spec has numbers
+    /// that are not whole or is nested without end, or a row is too long.
     pub fn new(dtype: Dtype, columns: Vec<Column>) -> Result<Self> {
         let refuse = |problem, expected| Err(Error::Columns { problem, expected });
         if columns.is_empty() {
@@ -80,6 +84,12 @@ impl Layout {
                 return refuse(
                     format!("column {:?} has width 0", column.name),
                     "a width of at least 1",
+                );
+            }
+            if let Some(problem) = uncanonical(&column.spec, MAX_NESTING) {
+                return refuse(
+                    format!("column {:?} has a spec with {problem}", column.name),
+                    "a spec of whole numbers, strings, lists and objects",
                 );
             }
             offsets.push(width as usize);
@@ -137,9 +147,75 @@ impl Layout {
         self.row_bytes
     }
 
+    /// Length of the scales that an int8 row begins with, one of 4 bytes a column; 0 for other dtypes.
+    pub fn scale_bytes(&self) -> usize {
+        match self.dtype {
+            Dtype::Int8 => self.columns.len() * SCALE_BYTES,
+            Dtype::Float32 | Dtype::Float16 | Dtype::Bfloat16 => 0,
+        }
+    }
+
     /// How many rows make a chunk: a power of two that depends on the length of a row alone.
     pub fn chunk_rows(&self) -> u64 {
         let fitting = (CHUNK_BYTES / self.row_bytes as u64).max(1);
         1 << fitting.ilog2()
+    }
+}
+
+/// What keeps a spec from having one text in JSON, the same for every writer: the digits of numbers
+/// that are not whole differ between libraries.
+fn uncanonical(spec: &Value, levels: usize) -> Option<String> {
+    let parts: Vec<&Value> = match spec {
+        Value::Number(number) if number.is_f64() => {
+            return Some(format!(
+                "{number}, which is not whole or has more than 64 bits"
+            ));
+        }
+        Value::Array(parts) => parts.iter().collect(),
+        Value::Object(fields) => fields.values().collect(),
+        _ => return None,
+    };
+    match levels {
+        0 => Some(format!("more than {MAX_NESTING} levels")),
+        _ => parts
+            .into_iter()
+            .find_map(|part| uncanonical(part, levels - 1)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(spec: &str) -> Option<String> {
+        let column = Column::new("fc", 3, spec).unwrap();
+        Layout::new(Dtype::Float32, vec![column])
+            .err()
+            .map(|error| error.to_string())
+    }
+
+    #[test]
+    fn specs_without_one_text_are_refused() {
+        for (spec, words) in [
+            (
+                r#"{"a":1.0}"#,
+                "fc\" has a spec with 1.0, which is not whole",
+            ),
+            (r#"{"a":[{"b":1e-5}]}"#, "which is not whole"),
+            (r#"{"a":18446744073709551616}"#, "more than 64 bits"),
+        ] {
+            let message = refused(spec).unwrap();
+            assert!(message.contains(words), "{message}");
+        }
+        let whole = r#"{"a":18446744073709551615,"b":-9223372036854775808,"c":["x",null,true,0]}"#;
+        assert_eq!(refused(whole), None);
+    }
+
+    #[test]
+    fn specs_are_nested_so_deep_and_no_deeper() {
+        let nested = |levels| format!("{}{}", r#"{"a":"#.repeat(levels) + "0", "}".repeat(levels));
+        assert_eq!(refused(&nested(MAX_NESTING)), None);
+        let message = refused(&nested(MAX_NESTING + 1)).unwrap();
+        assert!(message.contains("more than 64 levels"), "{message}");
     }
 }

@@ -6,14 +6,12 @@ use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use grass_core::parallel::Workers;
-
-use crate::checksum::{crc32, crc32_of_file};
+use crate::checksum::crc32;
 use crate::commit_log::{self, RECORD_BYTES, Record};
 use crate::error::{Damage, Error, Part, Result};
-use crate::header::{HEADER_BYTES, Header};
+use crate::header::HEADER_BYTES;
 use crate::layout::Layout;
-use crate::mmap::Window;
+use crate::manifest::{ClosedShard, Manifest};
 use crate::paths::ShardPaths;
 
 /// The committed rows of one shard.
@@ -37,6 +35,17 @@ pub(crate) struct Found {
     pub(crate) damage: Vec<Damage>,
 }
 
+impl Found {
+    /// A shard in a complete store whose manifest does not list it.
+    pub(crate) fn unlisted(number: u32) -> Self {
+        let problem = "the manifest of the complete store does not list this shard";
+        Self {
+            shard: None,
+            damage: vec![Damage::shard(number, Part::Rows, problem)],
+        }
+    }
+}
+
 /// A part of a shard that cannot be read: damage to report with that of others, or a real failure.
 pub(crate) enum Refusal {
     Damaged(Damage),
@@ -49,7 +58,7 @@ impl From<Error> for Refusal {
     }
 }
 
-type Opened<T> = std::result::Result<T, Refusal>;
+pub(crate) type Opened<T> = std::result::Result<T, Refusal>;
 
 const MISSING: &str = "the file is missing";
 
@@ -60,16 +69,16 @@ fn length(file: &File, path: &Path) -> Result<u64> {
 /// The files of one shard, and what is wrong with them.
 struct Opening<'a> {
     number: u32,
-    layout: &'a Layout,
+    manifest: &'a Manifest,
     paths: ShardPaths,
     damage: Vec<Damage>,
 }
 
 impl<'a> Opening<'a> {
-    fn new(store: &Path, number: u32, layout: &'a Layout) -> Self {
+    fn new(store: &Path, number: u32, manifest: &'a Manifest) -> Self {
         Self {
             number,
-            layout,
+            manifest,
             paths: ShardPaths::new(store, number),
             damage: Vec::new(),
         }
@@ -94,22 +103,47 @@ impl<'a> Opening<'a> {
 
     /// Compares the header, unless the file ends inside it: its length says so already.
     fn check_header(&mut self, rows_file: &File) -> Result<()> {
-        let problem = wrong_header(rows_file, &self.paths.rows, self.number, self.layout)?;
+        let problem = wrong_header(rows_file, &self.paths.rows, self.number, self.manifest)?;
         self.damage.extend(problem);
         Ok(())
     }
 
-    /// The records in the first `length` bytes of the log.
-    fn records(&mut self, log_file: &File, length: u64) -> Result<Option<Vec<Record>>> {
+    fn log(&self, log_file: &File, length: u64) -> Result<Vec<u8>> {
         let mut bytes = vec![0; length as usize];
         log_file
             .read_exact_at(&mut bytes, 0)
             .map_err(Error::io("read", &self.paths.log))?;
-        match commit_log::parse(&bytes, self.layout.chunk_rows()) {
-            Ok(records) => Ok(Some(records)),
+        Ok(bytes)
+    }
+
+    /// The records of a log of this length, which must be the one that the manifest lists.
+    fn closed_records(
+        &mut self,
+        log_file: &File,
+        length: u64,
+        log_crc32: u32,
+    ) -> Result<Option<Vec<Record>>> {
+        let bytes = self.log(log_file, length)?;
+        let records = self.records(&bytes);
+        // Bytes that are no whole records are told by their number.
+        let other = |records: &Vec<Record>| {
+            records.len() * RECORD_BYTES == bytes.len()
+                && commit_log::checksum(records) != log_crc32
+        };
+        if records.as_ref().is_some_and(other) {
+            self.note(Part::Log, "it is not the log that the manifest lists");
+            return Ok(None);
+        }
+        Ok(records)
+    }
+
+    /// The records in these first bytes of the log.
+    fn records(&mut self, bytes: &[u8]) -> Option<Vec<Record>> {
+        match commit_log::parse(bytes, self.manifest.layout.chunk_rows()) {
+            Ok(records) => Some(records),
             Err(problem) => {
                 self.note(Part::Log, problem);
-                Ok(None)
+                None
             }
         }
     }
@@ -137,14 +171,14 @@ fn wrong_header(
     rows_file: &File,
     path: &Path,
     number: u32,
-    layout: &Layout,
+    manifest: &Manifest,
 ) -> Result<Option<Damage>> {
     let mut bytes = [0; HEADER_BYTES];
     match rows_file.read_exact_at(&mut bytes, 0) {
         Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(None),
         Err(error) => Err(Error::io("read", path)(error)),
         Ok(()) => {
-            let problem = header(number, layout).check(&bytes).err();
+            let problem = manifest.header(number).check(&bytes).err();
             Ok(problem.map(|problem| Damage::shard(number, Part::Header, problem)))
         }
     }
@@ -154,12 +188,13 @@ impl Shard {
     /// Opens a closed shard of `rows` rows: every length must be exact.
     pub(crate) fn open_closed(
         store: &Path,
-        number: u32,
+        closed: ClosedShard,
         first_row: u64,
-        rows: u64,
-        layout: &Layout,
+        manifest: &Manifest,
     ) -> Result<Found> {
-        let mut opening = Opening::new(store, number, layout);
+        let ClosedShard { number, rows, .. } = closed;
+        let layout = &manifest.layout;
+        let mut opening = Opening::new(store, number, manifest);
         let chunks = rows.div_ceil(layout.chunk_rows());
         let log_bytes = chunks * RECORD_BYTES as u64;
         let lengths = [
@@ -188,7 +223,7 @@ impl Shard {
             opening.check_header(file)?;
         }
         let records = match log_file {
-            Some(file) => opening.records(&file, log_bytes)?,
+            Some(file) => opening.closed_records(&file, log_bytes, closed.log_crc32)?,
             None => None,
         };
         let full = |(index, record): (usize, &Record)| {
@@ -215,9 +250,10 @@ impl Shard {
         store: &Path,
         number: u32,
         first_row: u64,
-        layout: &Layout,
+        manifest: &Manifest,
     ) -> Result<Found> {
-        let mut opening = Opening::new(store, number, layout);
+        let layout = &manifest.layout;
+        let mut opening = Opening::new(store, number, manifest);
         let log_file = match File::open(&opening.paths.log) {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -250,7 +286,8 @@ impl Shard {
             opening.check_header(&rows_file)?;
             return Ok(opening.found(first_row, None));
         }
-        let records = opening.records(&log_file, log_bytes)?;
+        let bytes = opening.log(&log_file, log_bytes)?;
+        let records = opening.records(&bytes);
         let committed = match &records {
             Some(records) => match records.last() {
                 Some(last) => last.rows,
@@ -301,7 +338,7 @@ impl Shard {
             })
     }
 
-    fn damage(&self, part: Part, chunk: u64, rows: Range<u64>, problem: &str) -> Damage {
+    pub(crate) fn damage(&self, part: Part, chunk: u64, rows: Range<u64>, problem: &str) -> Damage {
         Damage {
             shard: Some(self.number),
             part,
@@ -311,59 +348,54 @@ impl Shard {
         }
     }
 
-    /// Maps the rows of a chunk.
-    pub(crate) fn map(&self, chunk: u64, layout: &Layout) -> Opened<Window> {
-        let rows = self.chunk(chunk, layout);
-        let row_bytes = layout.row_bytes();
-        let offset = HEADER_BYTES as u64 + rows.start * row_bytes as u64;
-        let length = (rows.end - rows.start) as usize * row_bytes;
-        let file = self.file(&self.rows_file, Part::Rows)?;
-        Window::map(file, offset, length)
-            .map_err(Error::io("map", &self.paths.rows))?
-            .ok_or_else(|| {
-                Refusal::Damaged(self.damage(Part::Rows, chunk, rows, "the file is too short"))
-            })
+    /// The record that commits a row of the chunk, with the rows of the chunk that it commits, counted in the shard.
+    pub(crate) fn part(&self, chunk: &Range<u64>, row: u64) -> (Range<u64>, Record) {
+        let index = self.records.partition_point(|record| record.rows <= row);
+        let before = index
+            .checked_sub(1)
+            .map_or(0, |index| self.records[index].rows);
+        let record = self.records[index];
+        (before.max(chunk.start)..record.rows, record)
     }
 
-    /// What is wrong with the rows of a mapped chunk.
-    ///
-    /// # Errors
-    /// [`Error::Core`] when cancelled.
-    pub(crate) fn check_rows(
+    /// Reads bytes of a chunk's rows, from byte `offset` of them on.
+    pub(crate) fn read_rows(
         &self,
         chunk: u64,
-        window: &Window,
         layout: &Layout,
-        workers: &Workers,
-    ) -> Result<Vec<Damage>> {
+        offset: u64,
+        bytes: &mut [u8],
+    ) -> Opened<()> {
         let rows = self.chunk(chunk, layout);
-        let row_bytes = layout.row_bytes();
-        let mut damage = Vec::new();
-        for (part, record) in self.parts(&rows) {
-            let start = (part.start - rows.start) as usize * row_bytes;
-            let end = (part.end - rows.start) as usize * row_bytes;
-            if crc32_of_file(&window.bytes()[start..end], workers)? != record.rows_crc {
-                damage.push(self.damage(Part::Rows, chunk, part, "the checksum differs"));
-            }
-        }
-        Ok(damage)
+        let start = HEADER_BYTES as u64 + rows.start * layout.row_bytes() as u64 + offset;
+        let file = self.file(&self.rows_file, Part::Rows)?;
+        self.read_exact(file, start, bytes, (Part::Rows, chunk, rows))
+    }
+
+    /// Reads bytes that a part of the chunk must have.
+    fn read_exact(
+        &self,
+        file: &File,
+        offset: u64,
+        bytes: &mut [u8],
+        (part, chunk, rows): (Part, u64, Range<u64>),
+    ) -> Opened<()> {
+        file.read_exact_at(bytes, offset)
+            .map_err(|error| match error.kind() {
+                io::ErrorKind::UnexpectedEof => {
+                    Refusal::Damaged(self.damage(part, chunk, rows, "the file is too short"))
+                }
+                _ => Refusal::Failed(Error::io("read", self.paths.of(part))(error)),
+            })
     }
 
     /// The ids of a chunk, and what is wrong with them.
     pub(crate) fn read_ids(&self, chunk: u64, layout: &Layout) -> Opened<(Vec<u64>, Vec<Damage>)> {
         let rows = self.chunk(chunk, layout);
         let mut bytes = vec![0; (rows.end - rows.start) as usize * 8];
-        self.file(&self.ids_file, Part::Ids)?
-            .read_exact_at(&mut bytes, rows.start * 8)
-            .map_err(|error| match error.kind() {
-                io::ErrorKind::UnexpectedEof => Refusal::Damaged(self.damage(
-                    Part::Ids,
-                    chunk,
-                    rows.clone(),
-                    "the file is too short",
-                )),
-                _ => Refusal::Failed(Error::io("read", &self.paths.ids)(error)),
-            })?;
+        let file = self.file(&self.ids_file, Part::Ids)?;
+        let place = (Part::Ids, chunk, rows.clone());
+        self.read_exact(file, rows.start * 8, &mut bytes, place)?;
         let wrong = self.parts(&rows).filter(|(part, record)| {
             let (start, end) = (
                 (part.start - rows.start) as usize,
@@ -395,9 +427,9 @@ impl Shard {
     }
 
     /// Compares the lengths and the header of an open shard again, as they are now.
-    pub(crate) fn check_files(&self, layout: &Layout) -> Result<Vec<Damage>> {
+    pub(crate) fn check_files(&self, manifest: &Manifest) -> Result<Vec<Damage>> {
         let mut damage = Vec::new();
-        let (rows, ids) = self.held(layout)?;
+        let (rows, ids) = self.held(&manifest.layout)?;
         for (part, held) in [(Part::Rows, rows), (Part::Ids, ids)] {
             if held < self.rows() {
                 let problem = format!("expected {} committed rows, got {held}", self.rows());
@@ -405,17 +437,8 @@ impl Shard {
             }
         }
         if let Some(file) = &self.rows_file {
-            damage.extend(wrong_header(file, &self.paths.rows, self.number, layout)?);
+            damage.extend(wrong_header(file, &self.paths.rows, self.number, manifest)?);
         }
         Ok(damage)
-    }
-}
-
-/// The header that shard `number` must have.
-pub(crate) fn header(number: u32, layout: &Layout) -> Header {
-    Header {
-        dtype: layout.dtype(),
-        row_bytes: layout.row_bytes() as u64,
-        shard: number,
     }
 }

@@ -1,74 +1,33 @@
 //! Writing a store: append, commit, finish, and resume after whatever happened.
 
-use std::fs;
-use std::io;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use grass_core::parallel::Workers;
 
-use crate::dtype::Dtype;
 use crate::error::{Damage, Error, Result};
-use crate::fingerprints::{self, Fingerprints, check_same_columns, check_same_fingerprints};
-use crate::id_set::IdSet;
-use crate::layout::{Column, Layout};
-use crate::lock::WriterLock;
-use crate::manifest::{MAX_SHARDS, Manifest};
+use crate::id_set::{IdSet, repeated};
+use crate::layout::Layout;
+use crate::lock::{ManifestLock, WriterLock};
+use crate::manifest::Manifest;
+use crate::options::{StoreSpec, WriterOptions, check_same};
+use crate::own_shards::OwnShards;
 use crate::paths;
-use crate::reader::{StoreReader, open_shards};
-use crate::shard_writer::ShardWriter;
+use crate::reader::{StoreReader, look};
+use crate::shard_writer::Buffers;
 
-/// What a store is made for; a store is resumed only with the same.
-#[derive(Debug, Clone)]
-pub struct StoreSpec {
-    /// The type of the stored numbers.
-    pub dtype: Dtype,
-    /// The blocks of the plan, in the order of a row.
-    pub columns: Vec<Column>,
-    /// What tells the plan and the model apart from others.
-    pub fingerprints: Fingerprints,
-}
-
-/// When a writer commits and starts a new shard.
-#[derive(Debug, Clone)]
-pub struct WriterOptions {
-    /// Commit when this many bytes of rows are waiting.
-    pub commit_bytes: u64,
-    /// Commit when this long has passed since the last commit and rows are waiting.
-    pub commit_interval: Duration,
-    /// Close a shard when its rows reach this many bytes, rounded down to whole chunks. It is
-    /// part of what makes the bytes of a store, so it must be the same when a store is resumed.
-    pub shard_bytes: u64,
-}
-
-impl Default for WriterOptions {
-    fn default() -> Self {
-        Self {
-            commit_bytes: 64 << 20,
-            commit_interval: Duration::from_secs(30),
-            // Large stores stay a handful of files; none is too large to copy or to mend.
-            shard_bytes: 4 << 30,
-        }
-    }
-}
-
-/// Rows that were appended but not committed.
-#[derive(Debug, Default)]
-struct Pending {
-    rows: Vec<u8>,
-    ids: Vec<u8>,
-}
-
-/// The one writer of a store. Dropping it leaves what was committed, like a killed process.
+/// A writer of a store, alone or one of several. Dropping it leaves what was committed, like a
+/// killed process.
 #[derive(Debug)]
 pub struct StoreWriter {
     path: PathBuf,
+    /// As this writer last read or wrote it: others of the group may have changed it since.
     manifest: Manifest,
     options: WriterOptions,
-    /// The open shard; `None` before the first row and between shards.
-    shard: Option<ShardWriter>,
+    shards: OwnShards,
+    /// Those of this writer's rows, and of all that were committed when it opened the store.
     ids: IdSet,
-    pending: Pending,
+    buffers: Buffers,
     last_commit: Instant,
     /// The error that stopped the writer.
     broken: Option<String>,
@@ -80,33 +39,19 @@ impl StoreWriter {
     ///
     /// # Errors
     /// [`Error::Exists`] if there is anything at the path, [`Error::Locked`], [`Error::Columns`],
-    /// [`Error::Io`].
+    /// [`Error::Writers`], [`Error::Io`].
     pub fn create(
         path: impl Into<PathBuf>,
         spec: StoreSpec,
         options: WriterOptions,
     ) -> Result<Self> {
-        let path = path.into();
-        let layout = Layout::new(spec.dtype, spec.columns)?;
-        make_folder(&path)?;
-        refuse_foreign_files(&path)?;
-        let lock = WriterLock::take(&path)?;
-        // Once more, now that nobody else can be creating it.
-        refuse_foreign_files(&path)?;
-        let manifest = Manifest {
-            layout,
-            fingerprints: spec.fingerprints,
-            shards: Vec::new(),
-            complete: false,
-            skipped_ids: Vec::new(),
-        };
-        manifest.write(&path)?;
-        Ok(Self::new(path, manifest, options, lock))
+        Self::open(path.into(), spec, options, false)
     }
 
-    /// Opens a store to go on writing it, after cutting off what was not committed; creates it
-    /// where there is none. A finished store may be opened too, and gets unfinished by the first
-    /// commit of more rows.
+    /// Opens a store to go on writing it, after cutting off what this writer had not committed;
+    /// creates it where there is none, also where all writers of a group do so at once. A finished
+    /// store may be opened too, and gets unfinished by the first commit of more rows. A store may
+    /// be resumed by another number of writers, once nobody is writing it.
     ///
     /// # Errors
     /// [`Error::Mismatch`] if it was made for something else, [`Error::Corrupt`], [`Error::Core`]
@@ -117,62 +62,78 @@ impl StoreWriter {
         options: WriterOptions,
         workers: &Workers,
     ) -> Result<Self> {
-        let path = path.into();
-        match Manifest::read(&path) {
-            Err(Error::NotFound { .. }) => return Self::create(path, spec, options),
-            Err(error) => return Err(error),
-            Ok(_) => {}
-        }
-        let lock = WriterLock::take(&path)?;
-        // Read again, now that nobody else can be changing it.
-        let manifest = Manifest::read(&path)?;
-        let layout = Layout::new(spec.dtype, spec.columns)?;
-        let stored = manifest.layout.dtype();
-        let dtypes = format!("dtype {stored} in the store, {} given", spec.dtype);
-        fingerprints::same(&path, (stored != spec.dtype).then_some(dtypes))?;
-        check_same_columns(&path, manifest.layout.columns(), layout.columns())?;
-        check_same_fingerprints(&path, &manifest.fingerprints, &spec.fingerprints)?;
-        let mut writer = Self::new(path, manifest, options, lock);
+        let mut writer = Self::open(path.into(), spec, options, true)?;
         writer.read_ids(workers)?;
-        paths::remove_temporary(&paths::manifest(&writer.path))?;
-        if !writer.manifest.complete {
-            writer.reopen_shard()?;
-        }
         Ok(writer)
     }
 
-    fn new(path: PathBuf, manifest: Manifest, options: WriterOptions, lock: WriterLock) -> Self {
-        Self {
+    fn open(path: PathBuf, spec: StoreSpec, options: WriterOptions, resume: bool) -> Result<Self> {
+        options.check()?;
+        let layout = Layout::new(spec.dtype, spec.columns)?;
+        let disk = &*options.disk;
+        let (writer, writers) = (options.writer, options.writers);
+        if !resume || is_absent(&path)? {
+            paths::make_folder(disk, &path)?;
+            // Before there is a lock file: a foreign folder stays as it is.
+            match paths::refuse_foreign_files(&path, |_| false) {
+                Err(_) if resume && !is_absent(&path)? => {}
+                outcome => outcome?,
+            }
+        }
+        let _changing = ManifestLock::take(&path)?;
+        let new = is_absent(&path)?;
+        if new || !resume {
+            // Once more, now that nobody else can be creating it.
+            paths::refuse_foreign_files(&path, |_| false)?;
+        }
+        let mut manifest = match new {
+            true => Manifest::new(layout, spec.fingerprints),
+            false => {
+                let stored = Manifest::read(&path)?;
+                check_same(&path, &stored, &layout, &spec.fingerprints)?;
+                stored
+            }
+        };
+        let regrouped = manifest.writers != writers;
+        let lock = WriterLock::take(&path, writer, writers, regrouped)?;
+        // Not before: until now the writer before this one may have committed more.
+        let (shards, damage) = match new {
+            true => (vec![], vec![]),
+            false => {
+                let (_, shards, damage) = look(&path)?;
+                (shards, damage)
+            }
+        };
+        Error::unless_whole(&path, damage)?;
+        if regrouped {
+            manifest.writers = writers;
+            manifest.finished_writers.clear();
+        }
+        if new || regrouped {
+            manifest.write(disk, &path)?;
+        }
+        manifest.mend(disk, &path)?;
+        Ok(Self {
+            shards: OwnShards::reopen(shards, &manifest, &options)?,
             path,
             manifest,
             options,
-            shard: None,
             ids: IdSet::default(),
-            pending: Pending::default(),
+            buffers: Buffers::default(),
             last_commit: Instant::now(),
             broken: None,
             _lock: lock,
-        }
+        })
     }
 
     fn read_ids(&mut self, workers: &Workers) -> Result<()> {
         for id in self.committed_ids(workers)? {
             workers.check()?;
-            if !self.ids.insert(id) {
+            // Several writers learn of it when the last of them finishes.
+            if !self.ids.insert(id) && self.options.writers == 1 {
                 let problem = format!("id {id} is there twice");
                 return Err(Error::corrupt(&self.path, Damage::manifest(problem)));
             }
-        }
-        Ok(())
-    }
-
-    /// Opens the shard after the closed ones, where rows of it are committed.
-    fn reopen_shard(&mut self) -> Result<()> {
-        let mut shards = open_shards(&self.path, &self.manifest)?;
-        if let Some(shard) =
-            shards.pop_if(|shard| shard.number as usize == self.manifest.shards.len())
-        {
-            self.shard = Some(ShardWriter::reopen(shard, &self.manifest.layout)?);
         }
         Ok(())
     }
@@ -187,7 +148,7 @@ impl StoreWriter {
         &self.manifest.layout
     }
 
-    /// The ids of the committed rows, in their order, as the files have them.
+    /// The ids of the committed rows of all writers, in their order, as the files have them.
     ///
     /// # Errors
     /// [`Error::Corrupt`], [`Error::Io`], [`Error::Core`] when cancelled.
@@ -195,13 +156,13 @@ impl StoreWriter {
         StoreReader::open(&self.path)?.ids(workers)
     }
 
-    /// Adds rows, (n, width) row-major, one id each, and commits when enough are waiting. All of
-    /// them are refused together, and a call that is cancelled takes none, or all of them once it
-    /// has committed some.
+    /// Adds rows, (n, width) row-major, one id each, and commits when enough are waiting; the first
+    /// rows of a store that was finished are committed at once. All of them are refused together,
+    /// and a call that is cancelled takes none, or all of them once it has committed some.
     ///
     /// # Errors
     /// [`Error::Shape`], [`Error::RepeatedId`], [`Error::Overflow`], [`Error::Core`] when cancelled;
-    /// [`Error::Io`] from a commit, after which the writer is [`Error::Broken`].
+    /// [`Error::Io`] from writing, after which the writer is [`Error::Broken`].
     pub fn append(&mut self, rows: &[f32], ids: &[u64], workers: &Workers) -> Result<()> {
         self.check_whole()?;
         let width = self.layout().width();
@@ -214,20 +175,13 @@ impl StoreWriter {
         }
         self.check_ids(ids)?;
         self.layout().check_range(rows, ids, workers)?;
-        let before = (self.pending.rows.len(), self.pending.ids.len());
-        let mut committed = false;
-        for (row, id) in rows.chunks_exact(width).zip(ids) {
-            if !committed && let Err(cancelled) = workers.check() {
-                self.pending.rows.truncate(before.0);
-                self.pending.ids.truncate(before.1);
-                return Err(cancelled.into());
-            }
-            self.manifest.layout.encode(row, &mut self.pending.rows);
-            self.pending.ids.extend(id.to_le_bytes());
-            if self.pending.rows.len() as u64 >= self.options.commit_bytes {
-                self.commit()?;
-                committed = true;
-            }
+        let unstoppable = Workers::with_threads(workers.threads());
+        let mut done = 0;
+        while done < ids.len() {
+            // What ends a run of rows is a commit.
+            let workers = if done == 0 { workers } else { &unstoppable };
+            let (rows, ids) = (&rows[done * width..], &ids[done..]);
+            done += self.guarded(|writer| writer.write_run(rows, ids, workers))?;
         }
         for &id in ids {
             self.ids.insert(id);
@@ -238,6 +192,33 @@ impl StoreWriter {
         Ok(())
     }
 
+    /// Writes the first of these rows, as many as fit in the shard and are committed together, and
+    /// says how many.
+    fn write_run(&mut self, rows: &[f32], ids: &[u64], workers: &Workers) -> Result<usize> {
+        let finished = self.finished();
+        if finished {
+            self.unfinish()?;
+        }
+        let row_bytes = self.layout().row_bytes() as u64;
+        let full = self.options.shard_rows(self.layout());
+        if self.shards.room(full) == 0 {
+            self.begin_next_shard()?;
+        }
+        let waiting = self.shards.waiting();
+        let commit_rows = self.options.commit_bytes.div_ceil(row_bytes).max(1);
+        let left = commit_rows.saturating_sub(waiting).max(1);
+        let count = left.min(self.shards.room(full)).min(ids.len() as u64) as usize;
+        let layout = &self.manifest.layout;
+        if let Some(shard) = self.shards.current() {
+            let rows = &rows[..count * layout.width()];
+            shard.write(rows, &ids[..count], layout, &self.buffers, workers)?;
+        }
+        if finished || waiting + count as u64 >= commit_rows {
+            self.commit_waiting()?;
+        }
+        Ok(count)
+    }
+
     fn check_ids(&self, ids: &[u64]) -> Result<()> {
         if let Some(&id) = ids.iter().find(|&&id| self.ids.contains(id)) {
             let place = "in the store already";
@@ -245,9 +226,9 @@ impl StoreWriter {
         }
         let mut sorted = ids.to_vec();
         sorted.sort_unstable();
-        match sorted.windows(2).find(|pair| pair[0] == pair[1]) {
-            Some(pair) => Err(Error::RepeatedId {
-                id: pair[0],
+        match repeated(&sorted) {
+            Some(id) => Err(Error::RepeatedId {
+                id,
                 place: "twice among the new ids",
             }),
             None => Ok(()),
@@ -275,154 +256,135 @@ impl StoreWriter {
     /// [`Error::Io`], after which the writer is [`Error::Broken`]: what a failed sync left on
     /// the disk is unknown, so nothing more is written until the store is opened again.
     pub fn commit(&mut self) -> Result<()> {
-        self.guarded(Self::write_pending)
+        self.guarded(Self::commit_waiting)
     }
 
-    /// Commits, closes the last shard, and marks the store complete. `skipped_ids` are recorded
-    /// as left out on purpose.
+    fn commit_waiting(&mut self) -> Result<()> {
+        self.last_commit = Instant::now();
+        self.shards.commit()
+    }
+
+    /// Commits, closes this writer's shards, and lists it as finished; the last writer of a group
+    /// to do so makes the store complete. `skipped_ids` are recorded as left out on purpose, beside
+    /// those that are recorded already; an id that has got a row is taken off.
     ///
     /// # Errors
-    /// [`Error::RepeatedId`] if a skipped id has a row; those of [`StoreWriter::commit`].
+    /// [`Error::RepeatedId`] if a skipped id has a row, or if two writers wrote rows of one id: the
+    /// store then stays unfinished. Those of [`StoreWriter::commit`].
     pub fn finish(&mut self, skipped_ids: &[u64]) -> Result<()> {
         self.check_whole()?;
         if let Some(&id) = skipped_ids.iter().find(|&&id| self.ids.contains(id)) {
             let place = "in the store although it was skipped";
             return Err(Error::RepeatedId { id, place });
         }
-        let mut skipped = skipped_ids.to_vec();
-        skipped.sort_unstable();
-        skipped.dedup();
         self.guarded(|writer| {
-            writer.write_pending()?;
-            writer.close_shard()?;
-            if !writer.manifest.complete || writer.manifest.skipped_ids != skipped {
-                writer.manifest.complete = true;
-                writer.manifest.skipped_ids = skipped;
-                writer.manifest.write(&writer.path)?;
+            writer.commit_waiting()?;
+            writer.list_finished(skipped_ids)
+        })?;
+        while !self.manifest.complete && self.all_finished() {
+            self.complete_checked()?;
+        }
+        Ok(())
+    }
+
+    /// Lists what this writer has, and it as finished. Alone, that makes the store complete.
+    fn list_finished(&mut self, skipped_ids: &[u64]) -> Result<()> {
+        let closed = self
+            .shards
+            .close_all(&self.path, &self.manifest, &self.options)?;
+        let (writer, ids) = (self.options.writer, &self.ids);
+        self.manifest = Manifest::edit(&*self.options.disk, &self.path, |manifest| {
+            manifest.list(&closed);
+            manifest.skip(skipped_ids);
+            manifest.skipped_ids.retain(|&id| !ids.contains(id));
+            if manifest.writers == 1 {
+                manifest.complete = true;
+                manifest.finished_writers.clear();
+            } else if !manifest.complete
+                && let Err(place) = manifest.finished_writers.binary_search(&writer)
+            {
+                manifest.finished_writers.insert(place, writer);
             }
-            Ok(())
-        })
+        })?;
+        Ok(())
     }
 
-    /// Runs a step that writes; an error stops the writer for good.
-    fn guarded(&mut self, step: impl FnOnce(&mut Self) -> Result<()>) -> Result<()> {
+    fn all_finished(&self) -> bool {
+        self.manifest.finished_writers.len() == self.manifest.writers as usize
+    }
+
+    /// Makes a store complete whose writers have all finished, unless an id is in it twice. Ids are
+    /// read without keeping others from the manifest: if they go on meanwhile, nothing is changed.
+    fn complete_checked(&mut self) -> Result<()> {
+        let seen = StoreReader::open(&self.path)?;
+        let mut with_rows = seen.ids(&Workers::current())?;
+        with_rows.sort_unstable();
+        if let Some(id) = repeated(&with_rows) {
+            let place = "in the rows of two writers";
+            return Err(Error::RepeatedId { id, place });
+        }
+        self.manifest = Manifest::edit(&*self.options.disk, &self.path, |manifest| {
+            let finished = manifest.finished_writers.len() == manifest.writers as usize;
+            if finished && manifest == seen.manifest() {
+                let has_row = |id: &u64| with_rows.binary_search(id).is_ok();
+                manifest.skipped_ids.retain(|id| !has_row(id));
+                manifest.complete = true;
+                manifest.finished_writers.clear();
+            }
+        })?;
+        Ok(())
+    }
+
+    /// Runs a step that writes; an error stops the writer for good, but being cancelled does not.
+    fn guarded<T>(&mut self, step: impl FnOnce(&mut Self) -> Result<T>) -> Result<T> {
         self.check_whole()?;
-        step(self).inspect_err(|error| self.broken = Some(error.to_string()))
-    }
-
-    fn shard_rows(&self) -> u64 {
-        let layout = self.layout();
-        let chunk_bytes = layout.chunk_rows() * layout.row_bytes() as u64;
-        layout.chunk_rows() * (self.options.shard_bytes / chunk_bytes).max(1)
-    }
-
-    fn write_pending(&mut self) -> Result<()> {
-        self.last_commit = Instant::now();
-        let pending = std::mem::take(&mut self.pending);
-        let row_bytes = self.layout().row_bytes();
-        let count = pending.ids.len() / 8;
-        if count > 0 && self.manifest.complete {
-            self.unfinish()?;
-        }
-        let mut done = 0;
-        while done < count {
-            let mut shard = self.take_shard_with_room()?;
-            let room = self.shard_rows() - shard.rows();
-            let end = done + room.min((count - done) as u64) as usize;
-            let rows = &pending.rows[done * row_bytes..end * row_bytes];
-            shard.commit(rows, &pending.ids[done * 8..end * 8], self.layout())?;
-            self.shard = Some(shard);
-            done = end;
-        }
-        Ok(())
-    }
-
-    /// The open shard, after closing a full one and making the next.
-    fn take_shard_with_room(&mut self) -> Result<ShardWriter> {
-        let full = self.shard_rows();
-        if self
-            .shard
-            .as_ref()
-            .is_some_and(|shard| shard.rows() >= full)
-        {
-            self.close_shard()?;
-            self.manifest.write(&self.path)?;
-        }
-        let number = self.manifest.shards.len();
-        if number >= MAX_SHARDS {
-            return Err(Error::Columns {
-                problem: format!("the rows need more than {MAX_SHARDS} shards"),
-                expected: "fewer rows a store: split the data",
-            });
-        }
-        match self.shard.take() {
-            Some(shard) => Ok(shard),
-            None => ShardWriter::create(&self.path, number as u32, self.layout()),
-        }
-    }
-
-    /// Closes the open shard; the manifest that says so is written by the caller.
-    fn close_shard(&mut self) -> Result<()> {
-        if let Some(shard) = self.shard.take() {
-            let rows = shard.close(&self.manifest.layout)?;
-            self.manifest.shards.push(rows);
-        }
-        Ok(())
-    }
-
-    /// Opens a finished store's last shard again, when it has room.
-    fn unfinish(&mut self) -> Result<()> {
-        let full = self.shard_rows();
-        self.manifest.complete = false;
-        self.manifest.skipped_ids.clear();
-        self.manifest.shards.pop_if(|rows| *rows < full);
-        self.manifest.write(&self.path)?;
-        self.reopen_shard()
-    }
-}
-
-/// Makes the store's folder, its name durable; an existing folder is fine.
-fn make_folder(path: &Path) -> Result<()> {
-    match fs::create_dir(path) {
-        Ok(()) => {
-            let parent = path
-                .parent()
-                .filter(|parent| !parent.as_os_str().is_empty());
-            paths::sync_folder(parent.unwrap_or(Path::new(".")))
-        }
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => match path.is_dir() {
-            true => Ok(()),
-            false => Err(Error::Exists {
-                path: path.to_path_buf(),
-                found: "a file",
-                hint: "choose another path",
-            }),
-        },
-        Err(error) => Err(Error::io("create", path)(error)),
-    }
-}
-
-/// A new store may be made only where there is nothing, or what a crash before its first manifest left.
-fn refuse_foreign_files(path: &Path) -> Result<()> {
-    let refuse = |found, hint| {
-        Err(Error::Exists {
-            path: path.to_path_buf(),
-            found,
-            hint,
+        step(self).inspect_err(|error| {
+            if !matches!(error, Error::Core(_)) {
+                self.broken = Some(error.to_string());
+            }
         })
-    };
-    if paths::manifest(path).exists() {
-        return refuse(
-            "a store",
-            "open it with resume to go on with it, or choose another path",
-        );
     }
-    let left = [paths::lock(path), paths::temporary(&paths::manifest(path))];
-    for entry in fs::read_dir(path).map_err(Error::io("read", path))? {
-        let entry = entry.map_err(Error::io("read", path))?;
-        if !left.contains(&entry.path()) {
-            return refuse("a folder that is not empty", "choose another path");
+
+    /// Closes a full shard, and makes the next.
+    fn begin_next_shard(&mut self) -> Result<()> {
+        let disk = &*self.options.disk;
+        if let Some(closed) = self.shards.close_current(disk, &self.manifest)? {
+            self.last_commit = Instant::now();
+            self.manifest = Manifest::edit(disk, &self.path, |manifest| manifest.list(&[closed]))?;
         }
+        self.shards
+            .begin_next(&self.path, &self.manifest, &self.options)?;
+        Ok(())
     }
-    Ok(())
+
+    /// Whether the store is complete, or waits for other writers only.
+    fn finished(&self) -> bool {
+        let finished = &self.manifest.finished_writers;
+        self.manifest.complete || finished.binary_search(&self.options.writer).is_ok()
+    }
+
+    /// Makes a finished store unfinished for this writer's sake: its shards stay as they are, and
+    /// more come after them.
+    fn unfinish(&mut self) -> Result<()> {
+        let writer = self.options.writer;
+        self.manifest = Manifest::edit(&*self.options.disk, &self.path, |manifest| {
+            if manifest.complete {
+                manifest.complete = false;
+                manifest.finished_writers = (0..manifest.writers).collect();
+            }
+            manifest
+                .finished_writers
+                .retain(|&finished| finished != writer);
+        })?;
+        Ok(())
+    }
+}
+
+/// Whether there is no store at the path.
+fn is_absent(path: &Path) -> Result<bool> {
+    match Manifest::read(path) {
+        Ok(_) => Ok(false),
+        Err(Error::NotFound { .. }) => Ok(true),
+        Err(error) => Err(error),
+    }
 }

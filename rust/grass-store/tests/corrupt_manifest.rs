@@ -8,23 +8,11 @@ mod common;
 
 use std::fs;
 
-use common::{changed, edit, files, opening, store, unfinished};
+use common::forge::forge;
+use common::{changed, files, opening, store, unfinished};
 use grass_core::parallel::Workers;
 use grass_store::{Error, StoreReader};
 use serde_json::{Value, json};
-use std::path::Path;
-
-/// Rewrites the manifest with a change and a checksum that fits, as a liar would.
-fn forge(path: &Path, change: impl FnOnce(&mut Value)) {
-    edit(&path.join("manifest.json"), |bytes| {
-        let mut value: Value = serde_json::from_slice(bytes).unwrap();
-        change(&mut value);
-        value.as_object_mut().unwrap().remove("crc32");
-        let checksum = crc32fast::hash(value.to_string().as_bytes());
-        value["crc32"] = checksum.into();
-        *bytes = format!("{value}\n").into_bytes();
-    });
-}
 
 /// What opening reports after the manifest told a lie.
 fn forged(change: impl FnOnce(&mut Value)) -> String {
@@ -140,7 +128,7 @@ fn a_negative_or_fractional_width() {
 fn columns_with_gaps() {
     let report = forged(|value| value["columns"][1]["offset"] = 25_537.into());
     assert!(
-        report.contains("\"fc\" expected offset 25536, got 25537"),
+        report.contains("\"fc\" expected offset 6384, got 25537"),
         "{report}"
     );
 }
@@ -195,7 +183,7 @@ fn a_shard_that_is_not_there() {
         value["shards"]
             .as_array_mut()
             .unwrap()
-            .push(json!({"rows": 3}))
+            .push(json!({"log_crc32": 1, "number": 2, "rows": 3}))
     });
     assert_eq!(
         report,
@@ -204,9 +192,44 @@ fn a_shard_that_is_not_there() {
 }
 
 #[test]
+fn shards_that_are_twice_or_in_another_order() {
+    for numbers in [[0, 0], [1, 0]] {
+        let report = forged(|value| {
+            for (place, number) in numbers.into_iter().enumerate() {
+                value["shards"][place]["number"] = number.into();
+            }
+        });
+        assert!(report.contains("ascending shard numbers"), "{report}");
+    }
+}
+
+#[test]
+fn writers_that_finished_but_are_none() {
+    for finished in [json!([1]), json!([0, 0]), json!([-1])] {
+        let report = forged(|value| value["finished_writers"] = finished.clone());
+        assert!(report.starts_with("manifest ("), "{report}");
+    }
+}
+
+#[test]
+fn a_log_that_is_not_the_listed_one() {
+    let report = forged(|value| value["shards"][1]["log_crc32"] = 7.into());
+    assert_eq!(
+        report,
+        "shard 1 log (it is not the log that the manifest lists)"
+    );
+}
+
+#[test]
 fn an_absurd_number_of_shards() {
-    let report = forged(|value| value["shards"] = vec![json!({"rows": 1}); 100_001].into());
-    assert!(report.contains("at most 100000 shards"), "{report}");
+    let report = forged(|value| {
+        let shard = |number| json!({"log_crc32": 1, "number": number, "rows": 1});
+        value["shards"] = (0..100_001).map(shard).collect::<Vec<Value>>().into();
+    });
+    assert!(
+        report.contains("ascending shard numbers to 99999"),
+        "{report}"
+    );
 }
 
 #[test]
@@ -221,7 +244,7 @@ fn an_unfinished_store_said_to_be_complete() {
     let (_folder, path) = unfinished();
     forge(&path, |value| {
         value["complete"] = true.into();
-        value["shards"] = json!([{"rows": 5}]);
+        value["shards"] = json!([{"log_crc32": 1, "number": 0, "rows": 5}]);
     });
     assert_eq!(
         opening(&path),

@@ -11,7 +11,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use grass_core::parallel::Workers;
-use grass_engine::{DEFAULT_MEMORY, Error, Method, Scores, score};
+use grass_engine::{Error, Method, Scores, score};
 use grass_store::{Column, Dtype, StoreReader, StoreSpec, StoreWriter, WriterOptions};
 use ndarray::{Array2, ArrayView2, Axis, s};
 
@@ -67,6 +67,7 @@ pub fn write(
         commit_bytes: u64::MAX,
         commit_interval: Duration::MAX,
         shard_bytes: cut.shard_bytes,
+        ..WriterOptions::default()
     };
     let mut writer = StoreWriter::create(path, spec(dtype, widths), options).unwrap();
     let mut first = 0;
@@ -95,14 +96,21 @@ pub fn store(widths: &[usize], rows: &Array2<f32>) -> (tempfile::TempDir, StoreR
     (folder, store)
 }
 
-/// All scores, by two threads and with the default memory.
+/// Removes the Fisher matrices that an earlier call saved, so that the next one gathers them.
+pub fn forget_fisher(store: &StoreReader) {
+    let mut folder = store.path().as_os_str().to_owned();
+    folder.push(".fisher");
+    std::fs::remove_dir_all(folder).unwrap();
+}
+
+/// All scores, by two threads.
 pub fn all_scores(
     store: &StoreReader,
     queries: &Array2<f32>,
     method: Method,
     damping: f64,
 ) -> Result<Array2<f32>, Error> {
-    scores_with(store, queries, method, damping, DEFAULT_MEMORY, 2)
+    scores_with(store, queries, method, damping, 2)
 }
 
 pub fn scores_with(
@@ -110,25 +118,31 @@ pub fn scores_with(
     queries: &Array2<f32>,
     method: Method,
     damping: f64,
-    memory: usize,
     threads: usize,
 ) -> Result<Array2<f32>, Error> {
     let workers = Workers::with_threads(threads);
-    match score(
-        store,
-        queries.as_slice().unwrap(),
-        method,
-        damping,
-        None,
-        memory,
-        &workers,
-    )? {
+    let values = queries.as_slice().unwrap();
+    let mut scores = score(store, values, method, &[damping], None, &workers)?;
+    assert_eq!(scores.len(), 1);
+    match scores.remove(0) {
         Scores::All { ids, values } => {
             assert_eq!(ids, store.ids(&Workers::serial()).unwrap());
             Ok(Array2::from_shape_vec((queries.nrows(), ids.len()), values).unwrap())
         }
         Scores::Top { .. } => panic!("asked for all scores"),
     }
+}
+
+/// Dot products in double precision.
+pub fn exact(queries: &Array2<f32>, rows: &Array2<f32>) -> Array2<f64> {
+    queries.mapv(f64::from).dot(&rows.mapv(f64::from).t())
+}
+
+/// The rows of a store as it keeps them.
+pub fn kept_rows(store: &StoreReader, queries: &Array2<f32>) -> Array2<f32> {
+    let rows: Vec<u64> = (0..store.rows()).collect();
+    let values = store.read_rows(&rows, &Workers::serial()).unwrap();
+    Array2::from_shape_vec((rows.len(), queries.ncols()), values).unwrap()
 }
 
 /// The formula of the influence scores, dense and in double precision.

@@ -6,19 +6,24 @@
     reason = "helpers of tests: every test file compiles its own copy and uses a part of it"
 )]
 
+pub mod forge;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use grass_core::parallel::Workers;
-use grass_store::{Column, Dtype, Error, StoreReader, StoreSpec, StoreWriter, WriterOptions};
+use grass_store::{
+    Column, Dtype, Error, StoreReader, StoreSpec, StoreWriter, SystemDisk, WriterOptions,
+};
 use tempfile::TempDir;
 
 pub const DTYPES: [Dtype; 4] = [Dtype::Float32, Dtype::Float16, Dtype::Bfloat16, Dtype::Int8];
 
-/// Columns whose float32 rows are 256 KiB: 16 rows a chunk.
-pub const WIDE: [(&str, u64); 2] = [("conv", 25_536), ("fc", 40_000)];
+/// Columns whose float32 rows are 64 KiB: 16 rows a chunk.
+pub const WIDE: [(&str, u64); 2] = [("conv", 6_384), ("fc", 10_000)];
 /// Rows of [`WIDE`] in a chunk.
 pub const CHUNK: usize = 16;
 /// Columns of a row of 8 numbers.
@@ -53,7 +58,9 @@ pub fn manual() -> WriterOptions {
     WriterOptions {
         commit_bytes: u64::MAX,
         commit_interval: Duration::MAX,
-        shard_bytes: 8 << 20,
+        shard_bytes: 2 << 20,
+        disk: Arc::new(SystemDisk),
+        ..WriterOptions::default()
     }
 }
 
@@ -91,7 +98,7 @@ pub fn finished(path: &Path, spec: StoreSpec, count: usize) {
     writer.finish(&[]).unwrap();
 }
 
-/// Every file of a store with its bytes, but for the lock.
+/// Every file of a store with its bytes, but for locks.
 pub fn files(path: &Path) -> BTreeMap<String, Vec<u8>> {
     let entries = fs::read_dir(path).unwrap().map(|entry| entry.unwrap());
     entries
@@ -101,7 +108,7 @@ pub fn files(path: &Path) -> BTreeMap<String, Vec<u8>> {
                 fs::read(entry.path()).unwrap(),
             )
         })
-        .filter(|(name, _)| name != ".lock")
+        .filter(|(name, _)| !name.starts_with('.'))
         .collect()
 }
 

@@ -1,0 +1,150 @@
+//! The influence of every stored row on itself.
+
+use std::ops::Range;
+
+use grass_core::parallel::Workers;
+use grass_store::StoreReader;
+use ndarray::{Array2, ArrayViewMut2, Axis, s};
+
+use crate::chunks::{RowWindow, zeros};
+use crate::dual::{self, BlockRows, check_dampings};
+use crate::error::{Error, Result};
+use crate::inverse::batches;
+use crate::preconditioner::{Block, DEFAULT_MEMORY, Damped, Task, groups};
+use crate::primal;
+
+/// Most rows solved by one task.
+const ROWS_A_TASK: usize = 64;
+
+/// g^T (F + lambda I)^-1 g of every stored row g, summed over columns: a list of the store's rows for each damping.
+///
+/// For one column it lies between 0 and the number of rows n, as F holds g g^T / n; rows alone in their direction come near n.
+/// The store is read once for the Fisher matrices that are not saved (see [`crate::precondition`]) and once for the rows,
+/// for every group of columns that fits [`DEFAULT_MEMORY`]. A column wider than the store has rows goes through their
+/// inner products K = G G^T instead: entry i is n e_i^T K (K + n lambda I)^-1 e_i.
+///
+/// Solved in double precision, with the same bits for any number of threads.
+///
+/// # Errors
+/// [`Error::Damping`], [`Error::Unfinished`], [`Error::Empty`], [`Error::Singular`], [`Error::NonFiniteRows`],
+/// [`Error::Memory`], [`Error::Store`], [`Error::Core`] when cancelled.
+pub fn self_influence(
+    store: &StoreReader,
+    dampings: &[f64],
+    workers: &Workers,
+) -> Result<Vec<Vec<f32>>> {
+    let task = Task::new(store, dampings, DEFAULT_MEMORY, workers)?;
+    let mut sums = zeros(
+        (dampings.len(), task.rows),
+        || format!("the self-influence of {} rows", task.rows),
+        "ask for fewer dampings at once",
+    )?;
+    let (wide, narrow) = task.blocks();
+    for group in groups(narrow, task.memory, primal::bytes) {
+        add_narrow(&task, &group, &mut sums)?;
+    }
+    for group in groups(wide, task.memory, |block| dual::bytes(task.rows, block)) {
+        for (block, rows) in group.iter().zip(BlockRows::new(&task, &group)?) {
+            add_wide(&task, block, &rows, &mut sums)?;
+        }
+    }
+    let lists = sums.rows().into_iter();
+    Ok(lists
+        .map(|values| values.iter().map(|&value| value as f32).collect())
+        .collect())
+}
+
+/// Adds the part of some blocks whose own matrices are decomposed.
+fn add_narrow(task: &Task<'_>, blocks: &[Block], sums: &mut Array2<f64>) -> Result<()> {
+    let mut damped = Vec::new();
+    for (block, gram) in blocks.iter().zip(primal::grams(task, blocks)?) {
+        if let Some(inverse) = task.decompose(gram, block)? {
+            damped.push((block.coordinates.clone(), inverse));
+        }
+    }
+    for batch in batches(task.dampings.len()) {
+        let sums = sums.slice_mut(s![batch.clone(), ..]);
+        add_rows(task, &damped, batch, sums)?;
+    }
+    Ok(())
+}
+
+/// Adds |L^-1 g|^2 of every row and block, in one pass over the store.
+fn add_rows(
+    task: &Task<'_>,
+    damped: &[(Range<usize>, Damped<'_>)],
+    batch: Range<usize>,
+    mut sums: ArrayViewMut2<'_, f64>,
+) -> Result<()> {
+    let workers = task.workers;
+    let mut blocks = Vec::new();
+    for (coordinates, damped) in damped {
+        blocks.push((coordinates, damped.inverses(batch.clone(), workers)?));
+    }
+    let row_bytes = task.store.layout().row_bytes() as u64;
+    workers.progress().add_total(task.rows as u64 * row_bytes);
+    let scale = task.rows as f64;
+    let coordinates: Vec<Range<usize>> = damped.iter().map(|(part, _)| part.clone()).collect();
+    let mut window = RowWindow::new(task.store, &coordinates, &task.checked);
+    for step in window.steps(0..task.rows as u64) {
+        window.cover(step.clone(), workers)?;
+        let rows = (step.end - step.start) as usize;
+        let mut sums = sums.slice_mut(s![.., step.start as usize..step.end as usize]);
+        let length = rows.div_ceil(workers.threads()).min(ROWS_A_TASK);
+        let tasks = sums.axis_chunks_iter_mut(Axis(1), length);
+        let tasks = tasks.zip((step.start..).step_by(length));
+        workers.for_each(tasks, |(mut sums, first)| {
+            for (coordinates, inverses) in &blocks {
+                let mut rows = Array2::zeros((sums.ncols(), coordinates.len()));
+                window.decode_here(first, (*coordinates).clone(), rows.view_mut());
+                inverses.squares(rows, workers, |index, squares| {
+                    for (sum, square) in sums.row_mut(index).iter_mut().zip(squares) {
+                        *sum += scale * square;
+                    }
+                })?;
+            }
+            Ok::<(), Error>(())
+        })?;
+        workers.progress().add_done(rows as u64 * row_bytes);
+    }
+    Ok(())
+}
+
+/// Adds the part of a block with more coordinates than rows.
+fn add_wide(
+    task: &Task<'_>,
+    block: &Block,
+    rows: &BlockRows<'_>,
+    sums: &mut Array2<f64>,
+) -> Result<()> {
+    let workers = task.workers;
+    let gram = rows.gram(block)?;
+    let copy = gram.try_clone(&block.name, workers)?;
+    let Some(damped) = task.decompose(copy, block)? else {
+        return Ok(());
+    };
+    check_dampings(task, block)?;
+    let scale = task.rows as f64;
+    for batch in batches(task.dampings.len()) {
+        let inverses = damped.inverses(batch.clone(), workers)?;
+        let mut sums = sums.slice_mut(s![batch, ..]);
+        let tasks = sums.axis_chunks_iter_mut(Axis(1), ROWS_A_TASK);
+        let tasks = tasks.zip((0..).step_by(ROWS_A_TASK));
+        workers.for_each(tasks, |(mut sums, first)| {
+            let mut products = Array2::zeros((sums.ncols(), task.rows));
+            for (index, mut row) in products.rows_mut().into_iter().enumerate() {
+                gram.copy_row(first + index, &mut row);
+            }
+            let mut units = Array2::zeros(products.dim());
+            units.slice_mut(s![.., first..]).diag_mut().fill(1.0);
+            inverses.solve(units, workers, |index, solved| {
+                let pairs = products.rows().into_iter().zip(solved.rows());
+                for (sum, (products, solved)) in sums.row_mut(index).iter_mut().zip(pairs) {
+                    *sum += scale * products.dot(&solved);
+                }
+            })?;
+            Ok::<(), Error>(())
+        })?;
+    }
+    Ok(())
+}

@@ -1,0 +1,143 @@
+//! What a writer asks of the file system, one call a method, so that tests can record, fail, cut short and replay each.
+
+use std::fmt::Debug;
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+/// A file system to write a store on.
+pub trait Disk: Debug + Send + Sync {
+    /// Makes a folder.
+    ///
+    /// # Errors
+    /// What the system answers.
+    fn create_folder(&self, path: &Path) -> io::Result<()>;
+
+    /// Makes an empty file, in place of any that is there.
+    ///
+    /// # Errors
+    /// What the system answers.
+    fn create(&self, path: &Path) -> io::Result<Box<dyn DiskFile>>;
+
+    /// Opens a file that is there.
+    ///
+    /// # Errors
+    /// What the system answers.
+    fn open(&self, path: &Path) -> io::Result<Box<dyn DiskFile>>;
+
+    /// Gives a file another name, in place of any file of that name.
+    ///
+    /// # Errors
+    /// What the system answers.
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
+
+    /// Removes a file.
+    ///
+    /// # Errors
+    /// What the system answers.
+    fn remove(&self, path: &Path) -> io::Result<()>;
+
+    /// Makes the names in a folder durable.
+    ///
+    /// # Errors
+    /// What the system answers.
+    fn sync_folder(&self, path: &Path) -> io::Result<()>;
+}
+
+/// A file that is open for writing.
+pub trait DiskFile: Debug + Send + Sync {
+    /// Writes the first of some bytes at an offset, and says how many.
+    ///
+    /// # Errors
+    /// What the system answers.
+    fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<usize>;
+
+    /// Length of the file in bytes.
+    ///
+    /// # Errors
+    /// What the system answers.
+    fn length(&self) -> io::Result<u64>;
+
+    /// Cuts the file, or fills it up with zeros.
+    ///
+    /// # Errors
+    /// What the system answers.
+    fn set_length(&self, length: u64) -> io::Result<()>;
+
+    /// Makes the bytes and the length of the file durable.
+    ///
+    /// # Errors
+    /// What the system answers.
+    fn sync(&self) -> io::Result<()>;
+}
+
+impl dyn DiskFile + '_ {
+    /// Writes all of some bytes at an offset, in as many calls as it takes.
+    ///
+    /// # Errors
+    /// What the system answers; [`io::ErrorKind::WriteZero`] where it takes no more bytes and says nothing.
+    pub fn write_all_at(&self, mut bytes: &[u8], mut offset: u64) -> io::Result<()> {
+        while !bytes.is_empty() {
+            match self.write_at(bytes, offset) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(written) => {
+                    bytes = &bytes[written..];
+                    offset += written as u64;
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The file system of this machine.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct SystemDisk;
+
+impl Disk for SystemDisk {
+    fn create_folder(&self, path: &Path) -> io::Result<()> {
+        fs::create_dir(path)
+    }
+
+    fn create(&self, path: &Path) -> io::Result<Box<dyn DiskFile>> {
+        Ok(Box::new(File::create(path)?))
+    }
+
+    fn open(&self, path: &Path) -> io::Result<Box<dyn DiskFile>> {
+        Ok(Box::new(OpenOptions::new().write(true).open(path)?))
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        fs::rename(from, to)
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        fs::remove_file(path)
+    }
+
+    fn sync_folder(&self, path: &Path) -> io::Result<()> {
+        File::open(path)?.sync_all()
+    }
+}
+
+impl DiskFile for File {
+    fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<usize> {
+        FileExt::write_at(self, bytes, offset)
+    }
+
+    fn length(&self) -> io::Result<u64> {
+        Ok(self.metadata()?.len())
+    }
+
+    fn set_length(&self, length: u64) -> io::Result<()> {
+        self.set_len(length)
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        // Also makes a changed length durable; times of access are all that it leaves out.
+        self.sync_data()
+    }
+}

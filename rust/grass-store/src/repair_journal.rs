@@ -1,0 +1,95 @@
+//! `repair.json`: what a repair has decided, so that one that is interrupted ends the same way.
+
+use std::fs;
+use std::io;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::disk::Disk;
+use crate::error::{Error, Result};
+use crate::manifest::{self, CHECKSUM_KEY, Manifest, with_checksum};
+use crate::paths;
+use crate::repair::Repaired;
+
+/// A decided repair. Every new file is there and durable before the journal is.
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Journal {
+    pub(crate) repaired: Repaired,
+    /// The text of the new manifest.
+    pub(crate) manifest: String,
+    /// Names of files whose place their repaired ones take.
+    pub(crate) replaced: Vec<String>,
+    /// Names of files that go.
+    pub(crate) removed: Vec<String>,
+}
+
+impl Journal {
+    pub(crate) fn write(&self, disk: &dyn Disk, folder: &Path) -> Result<()> {
+        let path = paths::repair_journal(folder);
+        let value = serde_json::to_value(self)
+            .map_err(|error| Error::io("write", &path)(io::Error::from(error)))?;
+        paths::replace(disk, &path, &with_checksum(value))
+    }
+
+    /// The journal of an interrupted repair; `None` if there is none.
+    ///
+    /// # Errors
+    /// [`Error::Repair`] if it is damaged, [`Error::Io`].
+    pub(crate) fn read(folder: &Path) -> Result<Option<Self>> {
+        let path = paths::repair_journal(folder);
+        let bytes = match fs::read(&path) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(Error::io("read", &path)(error)),
+        };
+        match parse(&bytes, folder) {
+            Some(journal) => Ok(Some(journal)),
+            None => Err(Error::Repair {
+                path: folder.to_path_buf(),
+                problem: "a repair was interrupted, and its journal repair.json is damaged"
+                    .to_owned(),
+                hint: "restore the store from a copy; or remove repair.json and run grass-rs repair, \
+                       which drops the shards whose files were replaced already",
+            }),
+        }
+    }
+
+    /// Does what was decided, as far as it is not done yet, and removes the journal.
+    pub(crate) fn roll_forward(self, disk: &dyn Disk, folder: &Path) -> Result<Repaired> {
+        for name in &self.replaced {
+            let path = folder.join(name);
+            match disk.rename(&paths::repaired(&path), &path) {
+                // It was renamed before the interruption.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                outcome => outcome.map_err(Error::io("write", &path))?,
+            }
+        }
+        for name in &self.removed {
+            paths::remove_if_there(disk, &folder.join(name))?;
+        }
+        // Replacing the manifest makes the names above durable, too.
+        let manifest = self.manifest.as_bytes();
+        paths::replace(disk, &paths::manifest(folder), manifest)?;
+        paths::replace(disk, &paths::manifest_copy(folder), manifest)?;
+        paths::remove_if_there(disk, &paths::repair_journal(folder))?;
+        paths::sync_folder(disk, folder)?;
+        Ok(self.repaired)
+    }
+}
+
+/// The journal in these bytes, if it is one to the last byte and touches nothing but a store's files.
+pub(crate) fn parse(bytes: &[u8], folder: &Path) -> Option<Journal> {
+    let mut value: Value = serde_json::from_slice(bytes).ok()?;
+    value.as_object_mut()?.remove(CHECKSUM_KEY);
+    if with_checksum(value.clone()) != bytes {
+        return None;
+    }
+    let journal: Journal = serde_json::from_value(value).ok()?;
+    let mut names = journal.replaced.iter().chain(&journal.removed);
+    let ours = names.all(|name| paths::shard_number(name).is_some());
+    let manifest: Result<Manifest> = manifest::parse(journal.manifest.as_bytes(), folder);
+    (ours && manifest.is_ok()).then_some(journal)
+}

@@ -6,7 +6,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint bench instructions gpu-test gpu-sanitize gpu-bench gpu-instructions wheel clean
+.PHONY: help demo test test-long lint bench fuzz instructions gpu-test gpu-sanitize gpu-bench gpu-instructions wheel clean
 
 # Which environment. PYTHON is looked at: in an environment (venv or conda) that can import torch,
 # that one is used as it is. Otherwise .venv is made, and where PYTHON can import torch outside of any
@@ -30,7 +30,9 @@ SOURCES := Cargo.toml Cargo.lock pyproject.toml README.md LICENSE \
 help:
 	@echo "make demo    explain handwritten digits; writes demo_report.html (ARGS='--seed 1' passes options)"
 	@echo "make test    all tests, Rust and Python"
+	@echo "make test-long   power loss, kills and faults in all their ways, some minutes; figures to benches/results/"
 	@echo "make lint    rustfmt, clippy, ruff, mypy, stubtest, import order"
+	@echo "make fuzz    random bytes for every reader of bytes; needs a nightly Rust (FUZZ_SECONDS=60 a target)"
 	@echo "make bench   everything beside its limit and rivals, with a verdict (ARGS=--save writes docs/performance.md)"
 	@echo "make instructions   counts the kernels' instructions under valgrind (ARGS=--save stores them)"
 	@echo "make gpu-instructions   instructions of the CUDA kernels' inner loops; needs no GPU"
@@ -47,6 +49,9 @@ test: $(STAMP)/test
 	cargo test --locked
 	GRASS_WHEEL="$$(echo "$(CURDIR)"/dist/*.whl)" $(PY) -m pytest
 
+test-long: $(STAMP)/bench
+	$(PY) benches/python/long_tests.py
+
 lint: $(STAMP)/lint $(STAMP)/test
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --locked -- -D warnings
@@ -58,6 +63,22 @@ lint: $(STAMP)/lint $(STAMP)/test
 
 bench: $(STAMP)/bench
 	$(PY) benches/python/bench.py $(ARGS)
+
+# As `cargo fuzz run` builds and runs them, which need not be there. What is found stays in fuzz/artifacts/.
+FUZZ_SECONDS ?= 60
+FUZZ_TARGETS := header manifest commit_log compressor_bytes store
+FUZZ_HOST := $(shell rustc -vV 2>/dev/null | sed -n 's/^host: //p')
+fuzz:
+	RUSTFLAGS="-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
+	  -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table \
+	  -Cllvm-args=-sanitizer-coverage-trace-compares --cfg fuzzing -Cdebug-assertions -Zsanitizer=address" \
+	  cargo +nightly build --release --locked --manifest-path fuzz/Cargo.toml --target-dir fuzz/target --target $(FUZZ_HOST)
+	for target in $(FUZZ_TARGETS); do \
+	  mkdir -p fuzz/corpus/$$target fuzz/artifacts/$$target; \
+	  fuzz/target/$(FUZZ_HOST)/release/$$target fuzz/corpus/$$target fuzz/seeds/$$target \
+	    -max_total_time=$(FUZZ_SECONDS) -max_len=4096 -timeout=60 -rss_limit_mb=2048 \
+	    -artifact_prefix=fuzz/artifacts/$$target/ -print_final_stats=1 || exit 1; \
+	done
 
 instructions:
 	$(PYTHON) benches/python/instructions.py $(ARGS)
@@ -89,7 +110,7 @@ wheel: dist/.built
 	@ls dist/*.whl
 
 clean:
-	rm -rf .venv .gpu dist target demo-seed*.grass demo_report.html .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .gpu dist target fuzz/target fuzz/corpus fuzz/artifacts demo-seed*.grass demo-seed*.grass.fisher demo_report.html .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	rm -rf $(STAMP)
 
 # pip fetches maturin for this build only.

@@ -27,6 +27,10 @@ import plots
 import processes
 import rivals
 import scaling
+import store_fisher
+import store_large
+import store_scoring
+import store_writing
 import tables
 
 ROOT = Path(__file__).parents[2]
@@ -36,6 +40,10 @@ PARTS = {
     "calls": calls.measure,
     "scaling": scaling.measure,
     "processes": processes.measure,
+    "scoring": store_scoring.measure,
+    "fisher": store_fisher.measure,
+    "writing": store_writing.measure,
+    "large": store_large.measure,
 }
 
 

@@ -10,34 +10,18 @@ import argparse
 import json
 import re
 import shutil
-import subprocess
 import sys
-from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+from cargo import ROOT, build, run
+
 STORED = ROOT / "benches" / "results" / "instructions.json"
 CALLS = 3
-
-
-def _run(*command: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command, check=True, cwd=ROOT, capture_output=True, text=True)  # noqa: S603
-
-
-def _build() -> str:
-    """Build what is counted, and return its path."""
-    built = _run(
-        *("cargo", "build", "--release", "--locked", "-p", "grass-benches"),
-        *("--bin", "instructions", "--message-format", "json"),
-    )
-    messages = [json.loads(line) for line in built.stdout.splitlines()]
-    (path,) = {message["executable"] for message in messages if message.get("executable")}
-    return str(path)
 
 
 def _instructions(program: str, kernel: str, calls: int) -> int:
     """Return what a run of so many calls executes, set-up included."""
     callgrind = ("valgrind", "--tool=callgrind", "--callgrind-out-file=/dev/null")
-    counted = _run(*callgrind, program, kernel, str(calls))
+    counted = run(*callgrind, program, kernel, str(calls))
     match = re.search(r"Collected : (\d+)", counted.stderr)
     if match is None:
         raise ValueError(f"valgrind expected to say what it collected, got {counted.stderr!r}")
@@ -51,11 +35,11 @@ def main() -> None:
     arguments = parser.parse_args()
     if shutil.which("valgrind") is None:
         sys.exit("expected valgrind on the PATH, got none: install it with the system's packages")
-    program = _build()
+    program = build("instructions")
     stored = json.loads(STORED.read_text())["instructions"] if STORED.exists() else {}
     counts = {}
     print(f"{'a call of':34} {'instructions':>14} {'stored':>14} {'change':>8}")
-    for kernel in _run(program).stdout.splitlines():
+    for kernel in run(program).stdout.splitlines():
         one, more = (_instructions(program, kernel, calls) for calls in (1, 1 + CALLS))
         counts[kernel] = (more - one) // CALLS
         before = stored.get(kernel)
@@ -64,7 +48,7 @@ def main() -> None:
             beside = f"{before:14,} {100 * (counts[kernel] / before - 1):+7.2f}%"
         print(f"{kernel:34} {counts[kernel]:14,} {beside}", flush=True)
     if arguments.save:
-        version = _run("valgrind", "--version").stdout.strip()
+        version = run("valgrind", "--version").stdout.strip()
         content = {"counted_by": version, "simd": "avx2", "instructions": counts}
         STORED.write_text(json.dumps(content, indent=1) + "\n")
         print(f"saved {STORED.relative_to(ROOT)}")

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import grass_rs as grass
+from cargo import ROOT
 from rows import Row
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-ROOT = Path(__file__).parents[2]
 ROWS = "GRASS_BENCH_ROWS"
 SIMD = "GRASS_SIMD"
 

@@ -1,4 +1,7 @@
-"""One measurement in a process of its own: `probe.py first_call | idle | memory CASE` prints a number."""
+"""One measurement in a process of its own, which prints a number.
+
+`probe.py first_call | idle | memory CASE | scoring_memory STORE METHOD WIDTH`
+"""
 
 from __future__ import annotations
 
@@ -123,6 +126,13 @@ def _status(name: str) -> int:
     return int(line.split()[1]) * 1024
 
 
+def _growth(call: Callable[[], Any]) -> float:
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    before = _status("VmRSS")
+    call()
+    return float(_status("VmHWM") - before)
+
+
 def memory(case: str) -> float:
     """Return by how many bytes the process grows in the first call, inputs and output there before."""
     make, shapes, dtype = MEMORY_CASES[case]
@@ -130,12 +140,22 @@ def memory(case: str) -> float:
     compressor = make()
     inputs: list[NDArray[Any]] = [np.ones(shape, dtype) for shape in shapes]
     out = np.ones((shapes[0][0], compressor.output_dim), np.float32)
-    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
-    before = _status("VmRSS")
-    compressor(*inputs, out=out)
-    return float(_status("VmHWM") - before)
+    return _growth(lambda: compressor(*inputs, out=out))
+
+
+def scoring_memory(store: str, method: str, width: str) -> float:
+    """Return by how many bytes the process grows while it opens a store and scores 64 queries, there before."""
+    grass.set_num_threads(MEMORY_THREADS)
+    queries = np.ones((64, int(width)), np.float32)
+    return _growth(lambda: grass.open_store(store).score(queries, method, top_k=10))
 
 
 if __name__ == "__main__":
     measurement, *rest = sys.argv[1:]
-    print({"first_call": first_call, "idle": idle, "memory": memory}[measurement](*rest))
+    measurements: dict[str, Callable[..., float]] = {
+        "first_call": first_call,
+        "idle": idle,
+        "memory": memory,
+        "scoring_memory": scoring_memory,
+    }
+    print(measurements[measurement](*rest))

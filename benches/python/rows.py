@@ -27,7 +27,7 @@ class Row:
     against: str
     its_value: float
     unit: str = "s"
-    """Of both values: s, bytes or operations."""
+    """Of both values: s, bytes or operations; empty for a plain number."""
     bytes: int = 0
     """Bytes of input that must be read, where that is known."""
     operations: int = 0

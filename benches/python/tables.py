@@ -22,6 +22,8 @@ def _quantity(value: float, unit: str) -> str:
         return f"{value * 1e9:.3g} ns"
     if unit == "bytes":
         return f"{value / 2**20:.2f} MiB"
+    if not unit:
+        return f"{value:.2g}"
     return f"{value:,.0f} {unit}"
 
 

@@ -37,7 +37,7 @@ CRATE_ORDER = [{"grass-core"}, {"grass-store"}, {"grass-engine"}, {"grass-py"}]
 
 CORE_ORDER = [
     {"error"},
-    {"processors", "simd", "workspace"},
+    {"processors", "progress", "simd", "workspace"},
     {"convert", "dot", "dtype", "gram", "panels", "philox", "parallel"},
     {"project", "signs", "spec"},
     {"mask", "sjlt", "gaussian"},

@@ -21,6 +21,7 @@ mod panels;
 pub mod parallel;
 pub mod philox;
 mod processors;
+pub mod progress;
 mod project;
 mod signs;
 pub mod simd;

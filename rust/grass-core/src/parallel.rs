@@ -8,7 +8,7 @@
 
 use std::cell::Cell;
 use std::ops::ControlFlow;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use arc_swap::ArcSwapOption;
@@ -16,6 +16,7 @@ use rayon::ThreadPool;
 
 use crate::error::{Error, Result};
 use crate::processors::Processors;
+use crate::progress::Progress;
 
 /// Threads asked for by [`set_num_threads`]; 0 means as many as the machine offers.
 static REQUESTED: AtomicUsize = AtomicUsize::new(0);
@@ -109,31 +110,6 @@ fn process_pool(helpers: usize) -> Option<Arc<ProcessPool>> {
         std::mem::forget(old);
     }
     Some(fresh)
-}
-
-/// How far a long call is, in units of its own choice.
-#[derive(Debug, Default)]
-pub struct Progress {
-    total: AtomicU64,
-    done: AtomicU64,
-}
-
-impl Progress {
-    /// Adds to what there is to do.
-    pub fn add_total(&self, units: u64) {
-        self.total.fetch_add(units, Ordering::Relaxed);
-    }
-
-    /// Adds to what is done.
-    pub fn add_done(&self, units: u64) {
-        self.done.fetch_add(units, Ordering::Relaxed);
-    }
-
-    /// What is done, and what there is to do as far as it is known.
-    pub fn get(&self) -> (u64, u64) {
-        let load = |count: &AtomicU64| count.load(Ordering::Relaxed);
-        (load(&self.done), load(&self.total))
-    }
 }
 
 /// The threads that a heavy call may use, the flag by which its owner stops it, and how far it is.

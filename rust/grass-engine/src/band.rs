@@ -344,17 +344,11 @@ mod tests {
     use std::sync::atomic::Ordering;
 
     use super::*;
+    use crate::tiles;
 
-    /// A well conditioned matrix, as tiles and whole.
+    /// A well conditioned matrix, as tiles and whole. What lies above the diagonal of the tiles has no meaning.
     fn matrix(size: usize, workers: &Workers) -> (SymmetricTiles, Array2<f64>) {
-        let rows = Array2::from_shape_fn((size, size + 9), |(i, j)| {
-            ((i * 7919 + j * 104_729) % 1009) as f64 / 500.0 - 1.0
-        });
-        let mut tiles = SymmetricTiles::zeros(size, "c", workers).unwrap();
-        workers
-            .for_each(tiles.gram_tasks(rows.view()), |task| task.run(workers))
-            .unwrap();
-        // What lies above the diagonal has no meaning.
+        let (mut tiles, whole) = tiles::tests::matrix(size, workers);
         for index in 0..size.div_ceil(TILE) {
             let rows = tile(index, size);
             let mut corner = tiles.part_mut(rows.clone(), rows);
@@ -362,7 +356,8 @@ mod tests {
                 row.slice_mut(s![i + 1..]).fill(f64::NAN);
             }
         }
-        (tiles, rows.dot(&rows.t()))
+        // The part that `Cholesky` gets as its ridge is no part of the tiles.
+        (tiles, whole - Array2::<f64>::eye(size) * 3.0)
     }
 
     fn worst(values: &Array2<f64>) -> f64 {

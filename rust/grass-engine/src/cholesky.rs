@@ -245,18 +245,7 @@ mod tests {
     use std::sync::atomic::Ordering;
 
     use super::*;
-
-    /// A well conditioned matrix, as tiles and whole.
-    fn matrix(size: usize, workers: &Workers) -> (SymmetricTiles, Array2<f64>) {
-        let rows = Array2::from_shape_fn((size, size + 9), |(i, j)| {
-            ((i * 7919 + j * 104_729) % 1009) as f64 / 500.0 - 1.0
-        });
-        let mut tiles = SymmetricTiles::zeros(size, "c", workers).unwrap();
-        workers
-            .for_each(tiles.gram_tasks(rows.view()), |task| task.run(workers))
-            .unwrap();
-        (tiles, rows.dot(&rows.t()) + Array2::<f64>::eye(size) * 3.0)
-    }
+    use crate::tiles::tests::matrix;
 
     #[test]
     fn solving_gives_the_solution_for_sizes_around_leaf_and_tile() {

@@ -55,7 +55,9 @@ impl SavedFisher {
         let folder = fs::canonicalize(store.path()).ok().and_then(|path| {
             let mut name = OsString::from(path.file_name()?);
             name.push(".fisher");
-            Some(path.with_file_name(name))
+            let folder = path.with_file_name(name);
+            // Another store may have that name.
+            (!folder.join("manifest.json").exists()).then_some(folder)
         });
         let fingerprint = store.fingerprint()?;
         Ok(Self {

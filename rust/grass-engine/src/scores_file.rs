@@ -289,10 +289,10 @@ impl<'a> ScoresFile<'a> {
         let mut parts = [&mut self.values, &mut self.ids];
         let unfinished = parts[0].unfinished();
         if journal.key == Some(key) {
-            let fits = |part: &&mut Part| {
-                part.fits(&part.unfinished()) || journal.finished && part.fits(&part.path)
-            };
-            if parts.iter().all(fits) {
+            let begun = |part: &Part| part.fits(&part.unfinished());
+            // The ids are named before the values. Values of that name alone may be those of an earlier call.
+            let ids = begun(parts[1]) || journal.finished && parts[1].fits(&parts[1].path);
+            if begun(parts[0]) && ids {
                 return match journal.finished {
                     true => Ok(()),
                     false => parts.iter_mut().try_for_each(|part| part.open(self.disk)),

@@ -225,6 +225,15 @@ fn a_place_that_cannot_be_written_is_no_error() {
 }
 
 #[test]
+fn nothing_is_written_into_another_store() {
+    let case = Case::new("s", 1);
+    fs::create_dir(case.folder()).unwrap();
+    fs::write(case.folder().join("manifest.json"), b"{}").unwrap();
+    case.solved();
+    assert_eq!(names(&case.folder()), ["manifest.json"]);
+}
+
+#[test]
 fn while_another_process_saves_nothing_is_written() {
     let case = Case::new("s", 1);
     fs::create_dir(case.folder()).unwrap();

@@ -58,7 +58,13 @@ impl Source<'_> {
 fn number<'py, T: FromPyObjectOwned<'py>>(got: &Bound<'py, PyAny>) -> PyResult<Result<T, String>> {
     Ok(match got.extract() {
         Ok(number) => Ok(number),
-        Err(_) => Err(got.repr()?.to_string()),
+        // In one line, as arrays are not.
+        Err(_) => Err(got
+            .repr()?
+            .to_string()
+            .split_whitespace()
+            .collect::<Vec<_>>()
+            .join(" ")),
     })
 }
 

@@ -425,6 +425,38 @@ fn the_unfinished_file_of_another_call_is_kept_until_it_is_deleted() {
 }
 
 #[test]
+fn older_files_are_not_taken_for_those_of_a_call_whose_parts_were_deleted() {
+    let case = Case::new();
+    let expected = case.expected();
+    let mut other = case.queries.clone();
+    other[WIDTH] += 0.5;
+    let older = Call {
+        queries: &other,
+        ..case.call()
+    };
+    let mut stopped = 0;
+    for calls in 0.. {
+        older
+            .write(&case.path(), EAGER, &SystemDisk, &Workers::serial())
+            .unwrap();
+        let outcome = case.run(&TestDisk::new(calls, false));
+        for name in ["scores.npy.part", "scores.ids.npy.part"] {
+            let path = case.folder.path().join(name);
+            if path.exists() {
+                fs::remove_file(path).unwrap();
+            }
+        }
+        case.run(&SystemDisk).unwrap();
+        case.assert_finished(&expected, &format!("{calls} calls"));
+        if outcome.is_ok() {
+            break;
+        }
+        stopped += 1;
+    }
+    assert!(stopped > 10, "{stopped}");
+}
+
+#[test]
 fn a_call_that_fails_before_any_score_leaves_no_file() {
     let case = Case::new();
     let mut queries = case.queries.clone();

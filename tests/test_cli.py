@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
-from types import SimpleNamespace
-from typing import TYPE_CHECKING
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,9 +17,7 @@ import pytest
 import grass_rs as grass
 from grass_rs.cli import main as command_line
 from grass_rs.cli.main import main
-
-if TYPE_CHECKING:
-    from pathlib import Path
+from grass_rs.store import EXPORT_FORMATS, Repaired
 
 RNG = np.random.default_rng(9)
 TRAIN = RNG.standard_normal((30, 12)).astype(np.float32)
@@ -257,12 +256,11 @@ def test_repair_prints_what_to_cache_again(
 ) -> None:
     dropped = len(lost) + unknown
 
-    def repaired(path: str) -> SimpleNamespace:
+    def repaired(path: str) -> Repaired:
         assert path == str(train)
-        ids = np.array(lost, np.uint64)
-        return SimpleNamespace(dropped_rows=dropped, lost_ids=ids, unknown_ids=unknown)
+        return Repaired(30, dropped, np.array(lost, np.uint64), unknown)
 
-    monkeypatch.setattr("grass_rs.store.repair_store", repaired, raising=False)
+    monkeypatch.setattr(command_line.stores, "repair_store", repaired)
     assert main(["repair", str(train)]) == 0
     first, *more = capsys.readouterr().out.splitlines()
     assert first == f"{train}: dropped {dropped} rows, kept 30"
@@ -280,20 +278,8 @@ def test_repair_prints_what_to_cache_again(
 
 
 def test_merge_makes_one_store(
-    train: Path,
-    queries: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    train: Path, queries: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    if not hasattr(grass.store, "merge_stores"):
-
-        def merged(sources: list[str], path: Path) -> None:
-            assert sources == [str(train), str(queries)]
-            ids = np.concatenate([TRAIN_IDS, QUERY_IDS])
-            make_store(path, np.concatenate([TRAIN, QUERIES]), ids)
-
-        monkeypatch.setattr("grass_rs.store.merge_stores", merged, raising=False)
     out = tmp_path / "merged.grass"
     assert main(["merge", str(train), str(queries), "--out", str(out)]) == 0
     assert capsys.readouterr().out == f"{out}: 34 rows of 2 stores\n"
@@ -301,35 +287,132 @@ def test_merge_makes_one_store(
     np.testing.assert_array_equal(store[store.find(QUERY_IDS)], QUERIES)
 
 
+@pytest.mark.parametrize("kind", ["npy", "safetensors", "parquet"])
 def test_export_writes_a_file(
+    train: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str
+) -> None:
+    out = tmp_path / "train.npy"
+    assert main(["export", str(train), "--out", str(out), "--format", kind]) == 0
+    size = out.stat().st_size
+    assert capsys.readouterr().out == f"{out}: {kind} of {train}, {size:,} bytes\n"
+    expected = tmp_path / "expected.npy"
+    grass.export_store(train, expected, kind)
+    assert out.read_bytes() == expected.read_bytes()
+
+
+def test_export_says_what_is_missing(
     train: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    if not hasattr(grass.store, "export_store"):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    out = tmp_path / "train.parquet"
+    assert main(["export", str(train), "--out", str(out), "--format", "parquet"]) == 1
+    assert capsys.readouterr().err == (
+        "grass-rs: export to parquet needs pyarrow, which is not here: "
+        "pip install 'grass_rs[parquet]'\n"
+    )
 
-        def exported(store: str, out: Path, kind: str) -> None:
-            assert kind == "npy"
-            np.save(out, grass.open_store(store)[:])
 
-        monkeypatch.setattr("grass_rs.store.export_store", exported, raising=False)
-    out = tmp_path / "train.npy"
-    assert main(["export", str(train), "--out", str(out), "--format", "npy"]) == 0
-    size = out.stat().st_size
-    assert capsys.readouterr().out == f"{out}: npy of {train}, {size:,} bytes\n"
-    np.testing.assert_array_equal(np.load(out), TRAIN)
+STORE_ARGUMENTS = [
+    ["inspect", "{}"],
+    ["verify", "{}"],
+    ["repair", "{}"],
+    ["merge", "{}", "--out", "out"],
+    ["merge", "train.grass", "{}", "--out", "out"],
+    ["export", "{}", "--out", "out", "--format", "npy"],
+    ["score", "{}", "train.grass"],
+    ["score", "train.grass", "{}"],
+    ["self-influence", "{}"],
+]
+OUT_ARGUMENTS = [
+    ["merge", "train.grass", "--out", "{}"],
+    *(["export", "train.grass", "--out", "{}", "--format", kind] for kind in EXPORT_FORMATS),
+    ["score", "train.grass", "train.grass", "--out", "{}.npy"],
+    ["score", "train.grass", "train.grass", "--method", "graddot", "--out", "{}.npz"],
+]
+BAD_STORES = ["nowhere", "nowhere/at all", "empty", "file", "file/inside", "two\nlines", ""]
+BAD_OUTS = ["nowhere/out", "file/inside", "two\nlines/out"]
 
 
 @pytest.mark.parametrize(
-    "command", [["inspect"], ["verify"], ["score", "missing"], ["self-influence"]]
+    "arguments",
+    [
+        [word.replace("{}", path) for word in command]
+        for commands, paths in [(STORE_ARGUMENTS, BAD_STORES), (OUT_ARGUMENTS, BAD_OUTS)]
+        for command in commands
+        for path in paths
+    ],
 )
-def test_a_missing_store_is_one_line(command: list[str], tmp_path: Path) -> None:
-    done = run(*command, tmp_path / "nowhere.grass", cwd=tmp_path)
+def test_a_wrong_path_is_one_line(
+    arguments: list[str],
+    train: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(train.parent)
+    (train.parent / "empty").mkdir()
+    (train.parent / "file").write_text("mine")
+    before = sorted(train.parent.rglob("*"))
+    assert main(arguments) == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("grass-rs: ")
+    assert captured.err.count("\n") == 1
+    assert sorted(train.parent.rglob("*")) == before
+
+
+FORBIDDEN = """
+import locale, os, sys  # argparse imports locale, which nobody may read everywhere
+from grass_rs.cli.main import main
+
+store = sys.argv[1]
+parent = os.path.dirname(store)
+if os.geteuid() == 0:
+    os.seteuid(65534)  # root may do anything, nobody may not
+read = [
+    ["inspect", store],
+    ["verify", store],
+    ["repair", store],
+    ["merge", store, "--out", parent + "/out"],
+    ["export", store, "--out", parent + "/out", "--format", "npy"],
+    ["score", store, store],
+    ["score", store, store, "--out", parent + "/out.npy"],
+]
+for arguments in read if sys.argv[2] == "read" else read[2:5] + read[6:]:
+    sys.stderr.write(f"{main(arguments)} ")
+"""
+
+
+@pytest.mark.parametrize("access", ["read", "write"])
+def test_a_forbidden_path_is_one_line(access: str) -> None:
+    # Not a folder of pytest's: those are closed to other users altogether.
+    folder = Path(tempfile.mkdtemp())
+    try:
+        store = make_store(folder / "s", TRAIN, TRAIN_IDS)
+        for file in (*store.iterdir(), store, folder):
+            file.chmod(0o555 if file.is_dir() else 0o444)
+        if access == "read":
+            (store / "manifest.json").chmod(0o000)
+        command = [sys.executable, "-c", FORBIDDEN, str(store), access]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    finally:
+        shutil.rmtree(folder)
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+    *lines, last = done.stderr.splitlines()
+    assert last == "1 "
+    assert len(lines) == (7 if access == "read" else 4)
+    assert all("grass-rs: " in line and str(folder) in line for line in lines)
+
+
+def test_a_full_stdout_is_one_line(train: Path) -> None:
+    with open("/dev/full", "w") as full:  # noqa: PTH123 - a device
+        command = [sys.executable, "-m", "grass_rs", "inspect", str(train)]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
     assert done.returncode == 1
-    assert done.stdout == ""
-    assert len(done.stderr.splitlines()) == 1
     assert done.stderr.startswith("grass-rs: ")
+    assert done.stderr.count("\n") == 1
 
 
 def test_an_unwritable_file_is_one_line(

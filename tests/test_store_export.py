@@ -6,6 +6,7 @@ import json
 import os
 import resource
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,7 +22,6 @@ from stores import DTYPES, columns, numbers, write
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
 ROWS, WIDTHS = 23, (3, 5, 4)
 FORMATS = ("npy", "safetensors", "parquet")
@@ -157,8 +157,8 @@ def test_an_unknown_format_is_named(tmp_path: Path) -> None:
         grass.export_store(tmp_path / "s", tmp_path / "out", "npy")
 
 
-def fail(error: BaseException) -> Callable[[int], None]:
-    def call(_: int) -> None:
+def fail(error: BaseException) -> Callable[[object], None]:
+    def call(_: object) -> None:
         raise error
 
     return call
@@ -180,6 +180,49 @@ def test_a_failure_leaves_nothing(
     monkeypatch.setattr(os, "fsync", fail(KeyboardInterrupt()))
     with pytest.raises(KeyboardInterrupt):
         grass.export_store(source, tmp_path / "out", format_)
+    assert left_in(tmp_path) == ["s"]
+
+
+@pytest.mark.parametrize("format_", FORMATS)
+def test_files_and_then_their_names_are_synced(
+    tmp_path: Path, format_: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, calls, sync = store(tmp_path / "s"), [], os.fsync
+    place = tmp_path / "place"
+    place.mkdir()
+
+    def recorded(number: int) -> None:
+        is_folder = os.path.samestat(os.fstat(number), place.stat())
+        calls.append((os.fstat(number).st_ino, left_in(place) if is_folder else None))
+        sync(number)
+
+    monkeypatch.setattr(os, "fsync", recorded)
+    paths = grass.export_store(source, place / "out.npy", format_)
+    names = sorted(path.name for path in paths)
+    assert calls[:-1] == [(path.stat().st_ino, None) for path in paths]
+    # The folder that they were written in is still there; they are not.
+    assert [name for name in calls[-1][1] if not name.endswith(".tmp")] == names
+    assert left_in(place) == names
+
+
+@pytest.mark.parametrize("format_", FORMATS)
+@pytest.mark.parametrize("failing", ["rename", "sync"])
+def test_names_that_are_not_durable_are_taken_back(
+    tmp_path: Path, format_: str, failing: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, rename = store(tmp_path / "s"), Path.rename
+
+    def renamed(self: Path, path: Path) -> Path:
+        if path.name == "out.npy":
+            raise OSError(5, "Input/output error")
+        return rename(self, path)
+
+    if failing == "rename":
+        monkeypatch.setattr(Path, "rename", renamed)
+    else:
+        monkeypatch.setattr(export, "_sync_folder", fail(OSError(5, "Input/output error")))
+    with pytest.raises(grass.StoreError, match=r"export cannot write .*Input/output error"):
+        grass.export_store(source, tmp_path / "out.npy", format_)
     assert left_in(tmp_path) == ["s"]
 
 

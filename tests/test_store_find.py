@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import grass_rs as grass
+from grass_rs.store import as_ids
 from stores import columns, numbers, write
 
 if TYPE_CHECKING:
@@ -57,3 +58,29 @@ def test_an_empty_store_has_no_ids(tmp_path: Path) -> None:
     assert store.find([]).tolist() == []
     with pytest.raises(grass.DataError, match="got 0"):
         store.find([0])
+
+
+@pytest.mark.parametrize(
+    "ids",
+    [
+        [5, 2**63 + 7],
+        (2**64 - 1, 0, 2**63, 2**53 + 1),
+        [np.uint64(2**63 + 1), np.int64(3), 2**53 + 1],
+    ],
+)
+def test_ids_on_both_sides_of_2_to_the_63_keep_every_digit(tmp_path: Path, ids: Any) -> None:
+    # NumPy makes floats of them.
+    assert np.asarray(ids).dtype == np.float64
+    numbers_ = [int(number) for number in ids]
+    taken = as_ids(ids)
+    assert taken.dtype == np.uint64
+    assert taken.tolist() == numbers_
+    store = write(tmp_path / "s", numbers(len(ids), 3), (3,), ids=ids)
+    assert store.ids.tolist() == numbers_
+    assert store.find(ids).tolist() == list(range(len(ids)))
+
+
+@pytest.mark.parametrize("ids", [[2**63, -1], [2**63, 1.0], [2.0**63, 1], [2**64, 1]])
+def test_other_numbers_on_both_sides_are_refused(ids: list[Any]) -> None:
+    with pytest.raises(grass.DataError, match="ids expects whole numbers"):
+        as_ids(ids)

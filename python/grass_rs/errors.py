@@ -8,10 +8,17 @@ from __future__ import annotations
 
 import difflib
 import operator
+import sys
+from os import fspath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from os import PathLike
+
+MASKED = "a masked array, whose mask would be lost: pass .filled(0), or only what is not masked"
+"""What came and what to do, for messages."""
 
 _LISTED = 12
 """The most known names that a message lists."""
@@ -92,6 +99,30 @@ def unknown_name(what: str, name: Any, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
     hint = f": did you mean {close[0]!r}?" if close else ""
     return f"{what} must be one of {listed}, got {name!r}{hint}"
+
+
+def is_masked(values: Any) -> bool:
+    """Return whether these are a NumPy masked array, or a list with one: NumPy would drop its mask."""
+    # NumPy imports this module when it is asked for, in milliseconds; masked arrays exist only after.
+    masked = getattr(sys.modules.get("numpy.ma"), "MaskedArray", ())
+    parts = set(map(type, values)) if isinstance(values, (list, tuple)) else ()
+    return isinstance(values, masked) or any(issubclass(part, masked) for part in parts)
+
+
+def path_of(what: str, path: str | PathLike[str]) -> Path:
+    """Return a path to write to, if there can be one of this name.
+
+    Raises
+    ------
+    SpecError
+        If it has a NUL byte, which no name has; `what` names the argument.
+
+    """
+    text = fspath(path)
+    if "\0" in text:
+        msg = f"{what} expects a path without NUL bytes, got {text!r}: choose another name"
+        raise SpecError(msg)
+    return Path(text)
 
 
 def whole_number(what: str, value: Any, least: int = 0, most: int = 2**64 - 1) -> int:

@@ -6,7 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from grass_rs.errors import DataError, NonFiniteError, ShapeError, UnsupportedArrayError
+from grass_rs.errors import (
+    MASKED,
+    DataError,
+    NonFiniteError,
+    ShapeError,
+    UnsupportedArrayError,
+    is_masked,
+)
 from grass_rs.types import Scores
 
 if TYPE_CHECKING:
@@ -43,7 +50,8 @@ def lds(scores: Scores | ArrayLike, subsets: ArrayLike, outcomes: ArrayLike) -> 
     ShapeError
         If the shapes do not fit each other.
     UnsupportedArrayError
-        If `subsets` is not bool, or `scores` or `outcomes` are not real numbers.
+        If `subsets` is not bool, or `scores` or `outcomes` are not real numbers, or one is a masked
+        array.
     DataError
         If there are fewer than two models, or `scores` kept only the top k.
     NonFiniteError
@@ -60,7 +68,7 @@ def lds(scores: Scores | ArrayLike, subsets: ArrayLike, outcomes: ArrayLike) -> 
         scores = scores.values
     values = _real_matrix("scores", "(n_query, n_train)", scores)
     results = _real_matrix("outcomes", "(m, n_query)", outcomes)
-    members = np.asarray(subsets)
+    members = _unmasked("bool subsets", subsets)
     if members.dtype != np.bool_:
         msg = (
             f"lds expects bool subsets (True = trained on it), got {members.dtype}: "
@@ -86,9 +94,16 @@ def lds(scores: Scores | ArrayLike, subsets: ArrayLike, outcomes: ArrayLike) -> 
     return _spearman(members.astype(np.float64) @ values.T, results)
 
 
+def _unmasked(expected: str, array: Any) -> NDArray[Any]:
+    if is_masked(array):
+        msg = f"lds expects {expected}, got {MASKED}"
+        raise UnsupportedArrayError(msg)
+    return np.asarray(array)
+
+
 def _real_matrix(name: str, axes: str, array: Any) -> NDArray[np.float64]:
     """Return `array` as a finite float64 matrix."""
-    matrix = np.asarray(array)
+    matrix = _unmasked(f"{name} of real numbers", array)
     if matrix.dtype.kind not in "fiu":
         msg = f"lds expects {name} of real numbers, got {matrix.dtype}: convert them to float32"
         raise UnsupportedArrayError(msg)

@@ -84,7 +84,7 @@ class Scores:
 
         """
         kept = self.values.shape[1]
-        if not isinstance(k, (int, np.integer)) or not 1 <= k <= kept:
+        if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or not 1 <= k <= kept:
             msg = f"top expects k from 1 to {kept} (scores a query), got {k}"
             raise ShapeError(msg)
         best_ids = np.empty((len(self.values), k), np.uint64)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from grass_rs._backends import shapes
-from grass_rs.errors import ShapeError, UnsupportedArrayError
+from grass_rs.errors import MASKED, ShapeError, UnsupportedArrayError, is_masked
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -46,11 +46,6 @@ def _torch_tensor(array: Any) -> bool:
     return torch is not None and isinstance(array, torch.Tensor)
 
 
-def _masked(array: Any) -> bool:
-    # NumPy imports this module when it is asked for, in milliseconds; masked arrays exist only after.
-    return isinstance(array, getattr(sys.modules.get("numpy.ma"), "MaskedArray", ()))
-
-
 def _tensor_view(what: str, tensor: Any) -> np.ndarray[Any, Any]:
     torch = sys.modules["torch"]
     if not tensor.is_cpu or tensor.layout is not torch.strided or tensor.is_neg():
@@ -69,8 +64,8 @@ def _tensor_view(what: str, tensor: Any) -> np.ndarray[Any, Any]:
 
 def _array_view(what: str, array: Any) -> np.ndarray[Any, Any]:
     if type(array) is not np.ndarray:  # the common case, which the questions below make slow
-        if _masked(array):
-            raise unsupported(what, "a masked array: pass .filled(0), or only the unmasked rows")
+        if is_masked(array):
+            raise unsupported(what, MASKED)
         if not isinstance(array, np.ndarray):
             kind = f"{type(array).__module__}.{type(array).__qualname__}"
             raise unsupported(what, f"{kind}: pass numpy.asarray of it")
@@ -104,7 +99,7 @@ def _as_input(what: str, array: Any) -> np.ndarray[Any, Any]:
 def _plain_view(out: Any) -> np.ndarray[Any, Any] | None:
     """Return a view of memory that the core may write, None where there is no such view."""
     if not _torch_tensor(out):
-        return out if isinstance(out, np.ndarray) and not _masked(out) else None
+        return out if isinstance(out, np.ndarray) and not is_masked(out) else None
     torch = sys.modules["torch"]
     plain = out.is_cpu and out.layout is torch.strided and out.dtype is torch.float32
     if not plain or out.is_nested or out.is_neg() or out.requires_grad:

@@ -37,7 +37,7 @@ def facts(store: Store) -> dict[str, Any]:
 
 def text(facts: dict[str, Any]) -> Iterator[str]:
     """Yield the lines that tell these facts."""
-    path = _shown(facts["path"])
+    path = shown(facts["path"])
     state = "complete" if facts["complete"] else "unfinished"
     yield f"{path}: {state}, {facts['rows']:,} rows of {facts['width']:,} {facts['dtype']}"
     if facts["skipped"]:
@@ -47,20 +47,20 @@ def text(facts: dict[str, Any]) -> Iterator[str]:
         yield f"writers: {facts['writers']}, finished: {finished}"
     yield f"size on disk: {facts['bytes']:,} bytes"
     for name, size in facts["files"].items():
-        yield f"  {_shown(name):<24} {size:>16,}"
+        yield f"  {shown(name):<24} {size:>16,}"
     yield "fingerprints:"
     for name, value in facts["fingerprints"].items():
-        yield f"  {_shown(name):<24} {_shown(value)}"
+        yield f"  {shown(name):<24} {shown(value)}"
     yield "columns:"
     for column in facts["columns"]:
         span = f"{column['offset']}..{column['offset'] + column['width']}"
-        yield f"  {_shown(column['name']) or '(root)':<24} {span:<16} {_summary(column['spec'])}"
+        yield f"  {shown(column['name']) or '(root)':<24} {span:<16} {_summary(column['spec'])}"
 
 
 def _summary(spec: dict[str, Any]) -> str:
     """Return a spec in one line: its type and options; a list by its length, a mask by its type."""
     options = (f"{name}={_short(value)}" for name, value in spec.items() if name != "type")
-    return _shown(" ".join([str(spec.get("type", "(no type)")), *options]))
+    return shown(" ".join([str(spec.get("type", "(no type)")), *options]))
 
 
 def _short(value: Any) -> str:
@@ -69,7 +69,7 @@ def _short(value: Any) -> str:
     return f"[{len(value)}]" if isinstance(value, list) else str(value)
 
 
-def _shown(text: str) -> str:
+def shown(text: str) -> str:
     """Return text with what a terminal would not print, or obey, escaped as in a Python string."""
     return "".join(
         character if character.isprintable() else repr(character)[1:-1] for character in text

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from grass_rs.cli import scores, stores
 from grass_rs.cli.demo import command as demo
+from grass_rs.cli.inspect import shown
 from grass_rs.errors import GrassError
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except (GrassError, OSError) as error:
-        sys.stderr.write(f"grass-rs: {error}\n")
+        sys.stderr.write(f"grass-rs: {shown(str(error))}\n")
         return 1
     except KeyboardInterrupt:
         sys.stderr.write("grass-rs: interrupted\n")

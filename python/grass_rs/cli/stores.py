@@ -8,12 +8,18 @@ from typing import TYPE_CHECKING, Any
 
 from grass_rs.cli.arguments import add_command
 from grass_rs.cli.inspect import facts, text
-from grass_rs.store import open_store, verify_store
+from grass_rs.errors import GrassError
+from grass_rs.store import (
+    EXPORT_FORMATS,
+    export_store,
+    merge_stores,
+    open_store,
+    repair_store,
+    verify_store,
+)
 
 if TYPE_CHECKING:
     from argparse import Namespace
-
-_FORMATS = ("npy", "safetensors", "parquet-ids")
 
 
 def add(commands: Any) -> None:
@@ -96,14 +102,15 @@ def _add_export(commands: Any) -> None:
         _export,
         "write a store's rows, or its ids, in a format of other programs",
         """\
-npy = rows as a float32 matrix for numpy.load; safetensors = rows and ids, as tensors; parquet-ids =
-a table of the ids in the order of the rows. Every chunk is compared with its checksum.
+npy = rows as a float32 matrix for numpy.load, and beside them the ids; safetensors = rows and ids,
+as tensors; parquet = a table of the ids in the order of the rows. Every chunk is compared with its
+checksum.
 
 example: grass-rs export train.grass --out train.npy --format npy""",
     )
     command.add_argument("store", metavar="STORE", help="folder of the store")
     command.add_argument("--out", type=Path, metavar="PATH", required=True, help="file to write")
-    command.add_argument("--format", choices=_FORMATS, required=True, help="what to write")
+    command.add_argument("--format", choices=EXPORT_FORMATS, required=True, help="what to write")
 
 
 def _inspect(arguments: Namespace) -> str:
@@ -120,10 +127,8 @@ def _verify(arguments: Namespace) -> str:
 
 def _repair(arguments: Namespace) -> str:
     """Drop what is damaged, and return what is to be cached again."""
-    from grass_rs.store import repair_store  # noqa: PLC0415 - seldom needed
-
     outcome = repair_store(arguments.store)
-    kept, lost = len(open_store(arguments.store)), outcome.lost_ids.tolist()
+    kept, lost = outcome.kept_rows, outcome.lost_ids.tolist()
     if arguments.json:
         told = {
             "dropped_rows": outcome.dropped_rows,
@@ -144,17 +149,15 @@ def _repair(arguments: Namespace) -> str:
 
 def _merge(arguments: Namespace) -> str:
     """Make one store of several."""
-    from grass_rs.store import merge_stores  # noqa: PLC0415 - seldom needed
-
-    merge_stores(arguments.sources, arguments.out)
-    merged = open_store(arguments.out)
+    merged = merge_stores(arguments.sources, arguments.out)
     return f"{arguments.out}: {len(merged):,} rows of {len(arguments.sources)} stores"
 
 
 def _export(arguments: Namespace) -> str:
     """Write a store in another format."""
-    from grass_rs.store import export_store  # noqa: PLC0415 - seldom needed
-
-    export_store(arguments.store, arguments.out, arguments.format)
+    try:
+        export_store(arguments.store, arguments.out, arguments.format)
+    except ModuleNotFoundError as error:
+        raise GrassError(str(error)) from error
     size = arguments.out.stat().st_size
     return f"{arguments.out}: {arguments.format} of {arguments.store}, {size:,} bytes"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from grass_rs.compress.compressor import RowCompressor
-from grass_rs.errors import SpecError
+from grass_rs.errors import MASKED, SpecError, is_masked
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -40,6 +40,9 @@ class Mask(_MaskBase):
     type_name = "mask"
 
     def __init__(self, indices: Any, input_dim: int) -> None:
+        if is_masked(indices):
+            msg = f"Mask: indices must be one axis of whole numbers from 0, got {MASKED}"
+            raise SpecError(msg)
         kept = np.asarray(indices)
         if kept.ndim != 1 or kept.dtype.kind not in "iu" or (kept.size and kept.min() < 0):
             msg = (

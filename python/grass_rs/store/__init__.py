@@ -2,7 +2,7 @@
 
 from grass_rs.store.arrays import as_ids
 from grass_rs.store.columns import check_same_columns, check_same_fingerprints
-from grass_rs.store.export import export_store
+from grass_rs.store.export import EXPORT_FORMATS, export_store
 from grass_rs.store.merge import merge_stores
 from grass_rs.store.reader import Store, open_store, verify_store
 from grass_rs.store.repair import Repaired, repair_store
@@ -10,6 +10,7 @@ from grass_rs.store.score import METHODS
 from grass_rs.store.writer import StoreWriter, create_store
 
 __all__ = [
+    "EXPORT_FORMATS",
     "METHODS",
     "Repaired",
     "Store",

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from grass_rs.errors import DataError, ShapeError, UnsupportedArrayError
+from grass_rs.errors import MASKED, DataError, ShapeError, UnsupportedArrayError, is_masked
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
@@ -44,11 +44,13 @@ def as_rows(rows: Any, expected: str, width: int) -> NDArray[np.float32]:
     Raises
     ------
     UnsupportedArrayError
-        If they are no numbers that are in the CPU's memory.
+        If they are no numbers that are in the CPU's memory, or a masked array.
     ShapeError
         If they have another shape, or none, as ragged lists.
 
     """
+    if is_masked(rows):
+        raise UnsupportedArrayError(f"{expected} of float numbers, got {MASKED}")
     try:
         values = _as_array(rows)
     except ValueError as error:
@@ -80,9 +82,11 @@ def as_ids(ids: ArrayLike) -> NDArray[np.uint64]:
     Raises
     ------
     DataError
-        If they are not whole numbers from 0 on one axis.
+        If they are not whole numbers from 0 on one axis, or a masked array.
 
     """
+    if is_masked(ids):
+        raise DataError(f"ids expects whole numbers of shape (n,), got {MASKED}")
     try:
         numbers = np.asarray(ids)
     except (RuntimeError, TypeError, ValueError) as error:  # ragged lists, tensors of a GPU

@@ -20,6 +20,7 @@ from grass_rs.errors import (
     StoreError,
     StoreExistsError,
     StorePermissionError,
+    path_of,
     unknown_name,
 )
 from grass_rs.store.reader import Store, open_store
@@ -49,7 +50,8 @@ def export_store(
 
     Rows are copied in blocks, so memory holds some 16 MiB at a time, at least a row, and 8 bytes an
     id, whatever the size of the store. A file is written beside its place, and takes its name when it is
-    whole and every checksum of the store was compared: damaged rows never leave.
+    whole and every checksum of the store was compared: damaged rows never leave. What is returned
+    survives a power loss.
 
     Parameters
     ----------
@@ -90,7 +92,7 @@ def export_store(
         raise StoreError(
             f"export expects a finished store, got {source!r}: go on with what writes it"
         )
-    path = Path(fspath(out))
+    path = path_of("export", out)
     if not path.name:
         raise SpecError(f"export expects a file to write, got {fspath(out)!r}: name one")
     # The rows are named last: where they are, their ids are too.
@@ -112,8 +114,7 @@ def _named_when_whole(paths: tuple[Path, ...]) -> Iterator[list[Path]]:
             temporaries = [Path(folder) / path.name for path in paths]
             yield temporaries
             _refuse_existing(paths)
-            for temporary, path in zip(temporaries, paths, strict=True):
-                temporary.rename(path)
+            _rename(temporaries, paths)
     except StoreError:
         raise
     except OSError as error:
@@ -121,6 +122,27 @@ def _named_when_whole(paths: tuple[Path, ...]) -> Iterator[list[Path]]:
         raise kind(
             f"export cannot write {out} ({error}): choose another place, or make room"
         ) from error
+
+
+def _rename(temporaries: list[Path], paths: tuple[Path, ...]) -> None:
+    """Give files their names, all of them durable, or after an error none."""
+    named: list[Path] = []
+    try:
+        for temporary, path in zip(temporaries, paths, strict=True):
+            named.append(temporary.rename(path))
+        _sync_folder(paths[-1].parent)
+    except BaseException:
+        for path in named:
+            path.unlink()
+        raise
+
+
+def _sync_folder(folder: Path) -> None:
+    number = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
 
 
 def _refuse_existing(paths: tuple[Path, ...]) -> None:
@@ -233,3 +255,6 @@ _WRITERS: dict[str, Callable[..., None]] = {
     "parquet": _write_parquet,
 }
 """Each takes the store and the paths to write."""
+
+EXPORT_FORMATS = tuple(_WRITERS)
+"""What `export_store` writes."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, final, overload
 import numpy as np
 
 from grass_rs import _native
-from grass_rs.errors import DataError, UnsupportedArrayError
+from grass_rs.errors import MASKED, DataError, UnsupportedArrayError, is_masked
 from grass_rs.store.arrays import as_ids
 from grass_rs.store.columns import check_same_columns, check_same_fingerprints, from_native
 from grass_rs.store.progress import byte_bar
@@ -172,6 +172,8 @@ class Store:
             rows = range(len(self))[index]
             counted = np.arange(rows.start, rows.stop, rows.step, dtype=np.int64)
             return self._native.read_rows(counted.astype(np.uint64))
+        if is_masked(index):
+            raise UnsupportedArrayError(f"store[...] expects row numbers, got {MASKED}")
         numbers = np.asarray(index)
         if numbers.dtype == np.bool_ and numbers.shape == (len(self),):
             numbers = np.flatnonzero(numbers)
@@ -275,9 +277,9 @@ class Store:
             made, never all in memory, with their ids in "NAME.ids.npy", and come back as read-only
             memory maps. Until both are finished they are called "NAME.npy.part" and
             "NAME.ids.npy.part", and "NAME.npy.progress" says which scores survive whatever
-            happens; the same call again, after a kill or Ctrl-C too, makes only the others. A finished file
-            that is there stays until it is replaced by the new one. Delete the ".part" files to
-            drop what was begun.
+            happens; the same call again, after a kill or Ctrl-C too, makes only the others. Finished
+            scores and ids that are there stay until they are replaced by the new ones; anything else
+            there is never replaced. Delete the ".part" files to drop what was begun.
         progress
             Whether to show a progress bar, of the bytes of rows.
 
@@ -292,7 +294,7 @@ class Store:
         ShapeError
             If the queries have another width or are none, or top_k is no whole number or out of range.
         UnsupportedArrayError
-            If the queries are no numbers, or on another device.
+            If the queries are no numbers, on another device, or a masked array.
         SpecError
             If the method is unknown, the damping no number, negative or not finite, or so small that
             F + lambda I has no inverse; if there are several dampings of a method without one, or
@@ -308,7 +310,7 @@ class Store:
         ScoresFileError
             If `out` cannot be written, by a full disk for instance: what was written stays, and the
             same call goes on with it. If an unfinished file of another call is there, or another
-            call is writing it.
+            call is writing it, or there is anything but the scores and ids of an earlier call.
 
         """
         native: _native.StoreReader | NDArray[np.float32]

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
-from os import fspath
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
+from numpy.lib.format import open_memmap
 
 from grass_rs import _native
-from grass_rs.errors import ShapeError, SpecError, unknown_name
-from grass_rs.store.arrays import as_rows
+from grass_rs.errors import ScoresFileError, ShapeError, SpecError, path_of, unknown_name
+from grass_rs.store.arrays import as_rows, first_line
 from grass_rs.types import Scores
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from os import PathLike
 
     from numpy.typing import NDArray
@@ -101,7 +102,7 @@ def score_to_file(
     tell: Tell,
 ) -> Scores:
     """Write scores to a file and return them as memory maps; see `Store.score`."""
-    path = Path(fspath(out))
+    path = path_of("out", out)
     if _checked(method, damping) is not None:
         raise SpecError(
             f"score expects one damping with out, got {damping!r}: call it once a damping, which "
@@ -111,11 +112,79 @@ def score_to_file(
         raise SpecError(f"score with out writes all scores, got top_k={top_k!r}: leave one out")
     if path.suffix != ".npy":
         raise SpecError(f"out expects a file NAME.npy, got {str(path)!r}: end its name so")
+    if path.name.endswith(".ids.npy"):
+        raise SpecError(
+            f"out expects a file NAME.npy, got {str(path)!r}, a name of ids: choose another name"
+        )
+    if any(path.exists() and path.samefile(file) for file in _files_of(queries)):
+        raise ScoresFileError(
+            f"out expects a file of its own, got the queries' {path}: choose another"
+        )
+    ids_path = path.with_suffix(".ids.npy")
+    _refuse_to_replace_others(path, ids_path)
     number = damping if method == "influence" else 0.0
     _native.score_to_file(store, queries, method, number, path, SYNC_SECONDS, tell)
     values = np.load(path, mmap_mode="r", allow_pickle=False)
-    ids = np.load(path.with_suffix(".ids.npy"), mmap_mode="r", allow_pickle=False)
+    ids = np.load(ids_path, mmap_mode="r", allow_pickle=False)
     return _scores(values, ids, method, damping)
+
+
+def _files_of(array: Any) -> Iterator[Path]:
+    """Yield the files of which an array is a memory map."""
+    while array is not None:
+        if isinstance(array, np.memmap) and array.filename and Path(array.filename).exists():
+            yield Path(array.filename)
+        array = getattr(array, "base", None)
+
+
+def _refuse_to_replace_others(path: Path, ids_path: Path) -> None:
+    """Refuse to write where there is anything but scores and their ids, both of them.
+
+    Raises
+    ------
+    ScoresFileError
+        With the file that is in the way.
+
+    """
+    scores, ids = _array_there(path, "<f4", 2), _array_there(ids_path, "<u8", 1)
+    # A call that was killed while it renamed left its journal, and one of two, or of different lengths.
+    journal = path.with_name(f"{path.name}.progress")
+    if (scores and scores[1:]) != ids and not journal.exists():
+        raise ScoresFileError(
+            f"out expects nothing, or scores and their ids, at {path} and {ids_path}, got "
+            f"{_told(scores)} and {_told(ids)}: choose another name, or remove what is there"
+        )
+
+
+def _told(shape: tuple[int, ...] | None) -> str:
+    return "nothing" if shape is None else f"numbers of shape {shape}"
+
+
+def _array_there(path: Path, dtype: str, axes: int) -> tuple[int, ...] | None:
+    """Return the shape of the array in a `.npy` file; None if there is nothing.
+
+    Raises
+    ------
+    ScoresFileError
+        If there is anything else than an array of this dtype and so many axes.
+
+    """
+    if not os.path.lexists(path):
+        return None
+    try:
+        array = open_memmap(path, mode="r")
+    except (OSError, ValueError) as error:
+        hint = "name a file in it" if path.is_dir() else "choose another name, or remove it"
+        raise ScoresFileError(
+            f"out expects nothing, or scores and their ids, got something else at {path} "
+            f"({first_line(error)}): {hint}"
+        ) from error
+    if array.dtype != dtype or array.ndim != axes or not array.flags.c_contiguous:
+        raise ScoresFileError(
+            f"out expects nothing, or scores and their ids, got {array.dtype} numbers of shape "
+            f"{array.shape} at {path}: choose another name, or remove it"
+        )
+    return array.shape
 
 
 def _checked(method: str, damping: Any) -> list[Any] | None:

@@ -58,9 +58,7 @@ pub enum Error {
         column: String,
     },
     /// A score that is not a number that `f32` holds.
-    #[error(
-        "the score of id {id} for query {query} is {value}: the stored row is not finite or the numbers are too large for float32"
-    )]
+    #[error("the score of id {id} for query {query} is {value}: {reason}")]
     NonFiniteScore {
         /// The training example.
         id: u64,
@@ -68,6 +66,8 @@ pub enum Error {
         query: usize,
         /// The score.
         value: f32,
+        /// Whether it is the row's fault, and what to do.
+        reason: &'static str,
     },
     /// A damping that is not a number from 0 on.
     #[error("damping must be a finite number of at least 0, got {got}: the default is 0.4")]

@@ -81,7 +81,8 @@ const SUMS: (usize, usize) = (1 << 15, 1024);
 /// Scores every row of `store` for queries of shape (n, width) row-major; one result for every damping of
 /// [`Method::Influence`], one for the other methods, which take none.
 ///
-/// Rows of floats: the score equals the formula to single precision, |error| <= 1e-6 |q| |g|, where the q of
+/// Rows of floats: the score equals the formula to single precision, |error| <= 1e-6 |q| |g| + w 2^-149 for rows of w
+/// numbers (the second term is all that holds where products are subnormal, below 2^-126), where the q of
 /// [`Method::Influence`] is (F + lambda I)^-1 times the query, without the columns that have more coordinates than the
 /// store has rows: their part of a score is in double precision until it is rounded. Of int8 rows, for the other methods, the
 /// query is rounded to 8 bits a column too, with a standard deviation of the error of about max|q| |g| / 440 a column of at least 128
@@ -383,10 +384,23 @@ impl<S: Sink> Thread<'_, S> {
         };
         let per_query = self.values.chunks_exact(ids.len());
         if let Some((query, values)) = per_query.enumerate().find(|(_, values)| !finite(values)) {
-            let mut scores = ids.iter().zip(values);
-            if let Some((&id, &value)) = scores.find(|(_, value)| !value.is_finite()) {
-                let query = self.queries.given(query);
-                return Err(Error::NonFiniteScore { id, query, value });
+            let mut scores = (first..).zip(ids).zip(values);
+            if let Some(((row, &id), &value)) = scores.find(|(_, value)| !value.is_finite()) {
+                let stored = self.store.read_rows(&[row], self.workers)?;
+                return Err(Error::NonFiniteScore {
+                    id,
+                    query: self.queries.given(query),
+                    value,
+                    reason: match finite(&stored) {
+                        true => {
+                            "query and row are finite, but it or a number on its way exceeds float32 \
+                             (3.4e38): scale the query down"
+                        }
+                        false => {
+                            "the stored row is not finite: cache again and leave the example out"
+                        }
+                    },
+                });
             }
         }
         let rows = first..first + ids.len() as u64;

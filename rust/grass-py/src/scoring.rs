@@ -10,6 +10,7 @@ use grass_engine::{
 };
 use numpy::{PyArray1, PyArray2, PyArrayMethods, PyReadonlyArray2};
 use pyo3::prelude::*;
+use pyo3::types::PyBool;
 
 use crate::detached::detached_with_progress;
 use crate::error::PyError;
@@ -56,16 +57,34 @@ impl Source<'_> {
 
 /// A number, or what came in its place in words.
 fn number<'py, T: FromPyObjectOwned<'py>>(got: &Bound<'py, PyAny>) -> PyResult<Result<T, String>> {
-    Ok(match got.extract() {
-        Ok(number) => Ok(number),
-        // In one line, as arrays are not.
-        Err(_) => Err(got
-            .repr()?
-            .to_string()
-            .split_whitespace()
-            .collect::<Vec<_>>()
-            .join(" ")),
-    })
+    if !is_disguised(got)?
+        && let Ok(number) = got.extract()
+    {
+        return Ok(Ok(number));
+    }
+    // Numbers of thousands of digits have no words.
+    let Ok(words) = got.repr() else {
+        return Ok(Err(format!("a {}", got.get_type().name()?)));
+    };
+    // In one line, as arrays are not.
+    let words = words.to_string();
+    let words: Vec<&str> = words.split_whitespace().collect();
+    Ok(Err(words.join(" ")))
+}
+
+/// Whether Python takes this as a number although it is none: True, False, a NumPy array or torch tensor of them, or one
+/// with axes.
+fn is_disguised(got: &Bound<'_, PyAny>) -> PyResult<bool> {
+    let truths = match got.getattr_opt("dtype")? {
+        Some(dtype) => dtype.str()?.to_string().ends_with("bool"),
+        None => got.is_instance_of::<PyBool>(),
+    };
+    let axes = got.getattr_opt("ndim")?.map(|axes| axes.extract::<usize>());
+    Ok(truths
+        || axes
+            .transpose()
+            .unwrap_or_default()
+            .is_some_and(|axes| axes > 0))
 }
 
 fn damping(got: &Bound<'_, PyAny>) -> PyResult<f64> {

@@ -5,6 +5,7 @@
 //! out now, or by the next repair, to the same end. Before, nothing of the store has changed.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
 use std::path::Path;
 
 use grass_core::parallel::Workers;
@@ -17,7 +18,7 @@ use crate::lock::{ManifestLock, WriterLock};
 use crate::manifest::{ClosedShard, Manifest};
 use crate::paths::{self, ShardPaths};
 use crate::reader::find_shards;
-use crate::repair_journal::Journal;
+use crate::repair_journal::{Journal, without_checksum};
 use crate::salvage::{Salvaged, salvage};
 use crate::shard::{Refusal, Shard};
 use crate::verify::damaged_chunks;
@@ -44,8 +45,8 @@ pub struct Repaired {
 ///
 /// # Errors
 /// [`Error::NotFound`]; [`Error::Locked`] while a writer has the store; [`Error::Repair`] if neither
-/// the manifest nor its copy can be read; [`Error::Format`], [`Error::Io`]; [`Error::Core`]
-/// when cancelled.
+/// the manifest nor its copy can be read; [`Error::Format`] where one of another format is whole;
+/// [`Error::Io`]; [`Error::Core`] when cancelled.
 pub fn repair(path: &Path, disk: &dyn Disk, workers: &Workers) -> Result<Repaired> {
     check_store(path)?;
     let _changing = ManifestLock::take(path)?;
@@ -53,10 +54,10 @@ pub fn repair(path: &Path, disk: &dyn Disk, workers: &Workers) -> Result<Repaire
     if let Some(journal) = Journal::read(path)? {
         return journal.roll_forward(disk, path);
     }
+    let (manifest, manifests_whole) = read_manifest(path)?;
     for leftover in paths::leftovers(path)? {
         paths::remove_if_there(disk, &leftover)?;
     }
-    let (manifest, manifests_whole) = read_manifest(path)?;
     let mut plan = Plan::new(path, disk, manifest);
     let outcome = plan.salvage_shards(workers).and_then(|()| {
         if plan.touched.is_empty() && manifests_whole {
@@ -115,6 +116,14 @@ fn read_manifest(path: &Path) -> Result<(Manifest, bool)> {
         }
         (Ok(manifest), copy) => Ok((manifest, copy.is_ok())),
         (Err(error @ Error::Io { .. }), _) | (_, Err(error @ Error::Io { .. })) => Err(error),
+        (Err(error @ Error::Format { .. }), Err(Error::Format { .. })) => Err(error),
+        // No damage: what it means is for the version that wrote it to know.
+        (Err(error @ Error::Format { .. }), _) if has_checksum(&paths::manifest(path)) => {
+            Err(error)
+        }
+        (_, Err(error @ Error::Format { .. })) if has_checksum(&paths::manifest_copy(path)) => {
+            Err(error)
+        }
         (Err(_), Ok(mut manifest)) => {
             // The copy may be older than shards that were added since.
             let listed: BTreeSet<u32> = manifest.shards.iter().map(|shard| shard.number).collect();
@@ -123,9 +132,14 @@ fn read_manifest(path: &Path) -> Result<(Manifest, bool)> {
             }
             Ok((manifest, false))
         }
-        (Err(error @ Error::Format { .. }), Err(Error::Format { .. })) => Err(error),
         (Err(_), Err(_)) => Err(no_manifest(path, "can be read")),
     }
+}
+
+/// Whether a file is the canonical JSON of an object with its own checksum, as the manifests of every
+/// format are: a format number that a flipped bit made is not.
+fn has_checksum(path: &Path) -> bool {
+    fs::read(path).is_ok_and(|bytes| without_checksum(&bytes).is_some())
 }
 
 /// Whether a manifest is of another store while its copy is of this one: of the shards that it

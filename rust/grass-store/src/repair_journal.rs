@@ -37,7 +37,8 @@ impl Journal {
     /// The journal of an interrupted repair; `None` if there is none.
     ///
     /// # Errors
-    /// [`Error::Repair`] if it is damaged, [`Error::Io`].
+    /// [`Error::Repair`] if it is damaged, [`Error::Format`] if its manifest has another format,
+    /// [`Error::Io`].
     pub(crate) fn read(folder: &Path) -> Result<Option<Self>> {
         let path = paths::repair_journal(folder);
         let bytes = match fs::read(&path) {
@@ -47,13 +48,13 @@ impl Journal {
         };
         match parse(&bytes, folder) {
             Some(journal) => Ok(Some(journal)),
-            None => Err(Error::Repair {
+            None => Err(other_format(&bytes, folder).unwrap_or_else(|| Error::Repair {
                 path: folder.to_path_buf(),
                 problem: "a repair was interrupted, and its journal repair.json is damaged"
                     .to_owned(),
                 hint: "restore the store from a copy; or remove repair.json and run grass-rs repair, \
                        which drops the shards whose files were replaced already",
-            }),
+            })),
         }
     }
 
@@ -82,14 +83,25 @@ impl Journal {
 
 /// The journal in these bytes, if it is one to the last byte and touches nothing but a store's files.
 pub(crate) fn parse(bytes: &[u8], folder: &Path) -> Option<Journal> {
-    let mut value: Value = serde_json::from_slice(bytes).ok()?;
-    value.as_object_mut()?.remove(CHECKSUM_KEY);
-    if with_checksum(value.clone()) != bytes {
-        return None;
-    }
-    let journal: Journal = serde_json::from_value(value).ok()?;
+    let journal: Journal = serde_json::from_value(without_checksum(bytes)?).ok()?;
     let mut names = journal.replaced.iter().chain(&journal.removed);
     let ours = names.all(|name| paths::shard_number(name).is_some());
     let manifest: Result<Manifest> = manifest::parse(journal.manifest.as_bytes(), folder);
     (ours && manifest.is_ok()).then_some(journal)
+}
+
+/// The JSON object in these bytes without its checksum, if they are its canonical line with it.
+pub(crate) fn without_checksum(bytes: &[u8]) -> Option<Value> {
+    let mut value: Value = serde_json::from_slice(bytes).ok()?;
+    value.as_object_mut()?.remove(CHECKSUM_KEY);
+    (with_checksum(value.clone()) == bytes).then_some(value)
+}
+
+/// The error for the whole journal of a version whose stores have another format.
+fn other_format(bytes: &[u8], folder: &Path) -> Option<Error> {
+    let value = without_checksum(bytes)?;
+    let outcome = manifest::parse(value.get("manifest")?.as_str()?.as_bytes(), folder);
+    outcome
+        .err()
+        .filter(|error| matches!(error, Error::Format { .. }))
 }

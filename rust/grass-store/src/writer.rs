@@ -323,16 +323,18 @@ impl StoreWriter {
             let place = "in the rows of two writers";
             return Err(Error::RepeatedId { id, place });
         }
-        self.manifest = Manifest::edit(&*self.options.disk, &self.path, |manifest| {
-            let finished = manifest.finished_writers.len() == manifest.writers as usize;
-            if finished && manifest == seen.manifest() {
-                let has_row = |id: &u64| with_rows.binary_search(id).is_ok();
-                manifest.skipped_ids.retain(|id| !has_row(id));
-                manifest.complete = true;
-                manifest.finished_writers.clear();
-            }
-        })?;
-        Ok(())
+        self.guarded(|writer| {
+            writer.manifest = Manifest::edit(&*writer.options.disk, &writer.path, |manifest| {
+                let finished = manifest.finished_writers.len() == manifest.writers as usize;
+                if finished && manifest == seen.manifest() {
+                    let has_row = |id: &u64| with_rows.binary_search(id).is_ok();
+                    manifest.skipped_ids.retain(|id| !has_row(id));
+                    manifest.complete = true;
+                    manifest.finished_writers.clear();
+                }
+            })?;
+            Ok(())
+        })
     }
 
     /// Runs a step that writes; an error stops the writer for good, but being cancelled does not.

@@ -22,7 +22,7 @@ use disks::job::{Expected, Job, judge};
 use disks::recorder::Told;
 use disks::{Tally, effort, folder};
 use grass_core::parallel::Workers;
-use grass_store::{Disk, Dtype, Error, StoreWriter, SystemDisk};
+use grass_store::{Disk, Dtype, Error, StoreReader, StoreWriter, SystemDisk, WriterOptions};
 
 /// Jobs that between them make every kind of call.
 fn jobs() -> Vec<Expected> {
@@ -284,6 +284,41 @@ fn a_device_that_is_always_full_is_reported_as_the_system_does() {
         judge(expected.read(&store).unwrap(), told).unwrap();
     }
     expected.complete(&store).unwrap();
+}
+
+#[test]
+fn the_last_writer_stops_where_it_cannot_make_the_store_complete() {
+    let place = folder();
+    let store = place.path().join("store");
+    let open = |writer, disk| {
+        let options = WriterOptions {
+            writer,
+            writers: 2,
+            disk,
+            ..manual()
+        };
+        let spec = spec(Dtype::Float32, &NARROW);
+        StoreWriter::resume(&store, spec, options, &Workers::serial()).unwrap()
+    };
+    open(0, quick_disk()).finish(&[]).unwrap();
+    let renames = AtomicU64::new(0);
+    let disk = FaultyDisk::new(quick_disk(), move |call| {
+        let manifest = call.op == Op::Rename && call.path.ends_with("manifest.json");
+        // The first one lists the writer as finished.
+        match manifest && renames.fetch_add(1, Ordering::Relaxed) == 1 {
+            true => Answer::Fail(EIO),
+            false => Answer::Do,
+        }
+    });
+    let mut last = open(1, disk.shared());
+    append(&mut last, 0, 3);
+    assert_eq!(last.finish(&[]).unwrap_err().errno(), Some(EIO));
+    assert!(last.broken());
+    assert!(matches!(last.commit(), Err(Error::Broken { .. })));
+    drop(last);
+    assert!(!StoreReader::open(&store).unwrap().complete());
+    open(1, quick_disk()).finish(&[]).unwrap();
+    assert!(StoreReader::open(&store).unwrap().complete());
 }
 
 #[test]

@@ -7,6 +7,7 @@ use std::fs;
 use std::path::Path;
 use std::sync::atomic::Ordering::Relaxed;
 
+use common::forge::forge;
 use common::{
     CHUNK, NARROW, WIDE, append, assert_same_files, edit, files, finished, ids, manual, spec,
     store, unfinished,
@@ -417,6 +418,49 @@ fn nothing_is_repaired_without_a_manifest_a_store_or_the_lock() {
     assert!(matches!(outcome, Err(Error::Locked { .. })), "{outcome:?}");
     drop(writer);
     assert_eq!(repaired(&path).kept_rows, 5);
+}
+
+#[test]
+fn what_a_later_format_says_is_left_to_its_version() {
+    let refused = |path: &Path| {
+        let before = files(path);
+        let error = repair(path, &SystemDisk, &Workers::serial()).unwrap_err();
+        assert!(matches!(error, Error::Format { found: 2, .. }), "{error}");
+        assert!(error.to_string().ends_with("install a newer grass_rs"));
+        assert!(files(path) == before);
+    };
+    let (_folder, path) = store();
+    forge(&path, |manifest| {
+        manifest["format"] = 2.into();
+        manifest["codec"] = "zstd".into();
+    });
+    fs::write(path.join("shard-00000.rows.tmp"), b"its own").unwrap();
+    let later = fs::read(path.join("manifest.json")).unwrap();
+    refused(&path);
+
+    let (_folder, path) = store();
+    fs::write(path.join("manifest.copy.json"), &later).unwrap();
+    flip(&path, "manifest.json", 20);
+    refused(&path);
+
+    let (_folder, path) = store();
+    let mut journal = serde_json::json!({"manifest": String::from_utf8_lossy(&later)});
+    journal["crc32"] = crc32fast::hash(journal.to_string().as_bytes()).into();
+    fs::write(path.join("repair.json"), format!("{journal}\n")).unwrap();
+    refused(&path);
+}
+
+#[test]
+fn a_damaged_format_number_is_no_later_format() {
+    let (_folder, path) = store();
+    let before = files(&path);
+    edit(&path.join("manifest.json"), |bytes| {
+        let text = String::from_utf8(bytes.clone()).unwrap();
+        *bytes = text.replace("\"format\":1", "\"format\":3").into_bytes();
+    });
+    assert!(files(&path) != before);
+    assert_eq!(repaired(&path).dropped_rows, 0);
+    assert!(files(&path) == before);
 }
 
 #[test]

@@ -1,4 +1,4 @@
-"""The demo: its networks against a plain training loop, its result at a small and at full size."""
+"""The demo: its result at a small and at full size."""
 
 from __future__ import annotations
 
@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
-from grass_rs.cli.demo.digits import Digits, build_network, digit_image, split_digits
+from grass_rs.cli.demo.digits import digit_image, split_digits
 from grass_rs.cli.demo.pipeline import DemoResult, DemoSettings, run_demo
 from grass_rs.cli.demo.present import demo_bars, demo_queries, demo_report, demo_text
-from grass_rs.cli.demo.training import Recipe, train_together
 from grass_rs.errors import DataError
+from grass_rs.evaluate import Recipe
 from grass_rs.report import render_report
 from grass_rs.store import open_store
 
@@ -36,72 +35,6 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> DemoResult:
 @pytest.fixture(scope="module")
 def full(tmp_path_factory: pytest.TempPathFactory) -> DemoResult:
     return run_demo(DemoSettings(), tmp_path_factory.mktemp("full") / "demo.grass")
-
-
-@pytest.fixture(scope="module")
-def digits() -> Digits:
-    return split_digits(100, 50, seed=3)
-
-
-def train_alone(
-    network: nn.Module, digits: Digits, orders: list[torch.Tensor], recipe: Recipe
-) -> nn.Module:
-    """Train as anyone would, one network by itself; an order of examples an epoch."""
-    sgd = torch.optim.SGD(
-        network.parameters(),
-        lr=recipe.learning_rate,
-        momentum=recipe.momentum,
-        weight_decay=recipe.weight_decay,
-    )
-    for epoch, order in enumerate(orders):
-        for group in sgd.param_groups:
-            group["lr"] = recipe.learning_rate * (1 + np.cos(np.pi * epoch / recipe.epochs)) / 2
-        for start in range(0, len(order), recipe.batch_size):
-            batch = order[start : start + recipe.batch_size]
-            sgd.zero_grad()
-            logits = network(digits.train_inputs[batch])
-            nn.functional.cross_entropy(logits, digits.train_labels[batch]).backward()
-            sgd.step()
-    return network
-
-
-def test_trained_together_equals_trained_alone(digits: Digits) -> None:
-    recipe = Recipe(epochs=3, batch_size=16)
-    subsets = np.arange(100) % np.array([[2], [4]]) < np.array([[1], [2]])
-    ensemble = train_together(
-        digits.train_inputs, digits.train_labels, subsets, recipe, seed=7, description="test"
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(7)
-        networks = [build_network() for _ in subsets]
-    generator = torch.Generator().manual_seed(7)
-    ranks = [torch.rand((2, 50), generator=generator) for _ in range(recipe.epochs)]
-    for index, network in enumerate(networks):
-        members = torch.from_numpy(np.flatnonzero(subsets[index]))
-        orders = [members[rank[index].argsort()] for rank in ranks]
-        alone = train_alone(network, digits, orders, recipe)
-        member = ensemble.member(index)
-        for name, expected in alone.named_parameters():
-            torch.testing.assert_close(member.get_parameter(name), expected, rtol=1e-4, atol=1e-5)
-        with torch.no_grad():
-            logits = alone(digits.query_inputs)
-        losses = nn.functional.cross_entropy(logits, digits.query_labels, reduction="none")
-        together = ensemble.losses(digits.query_inputs, digits.query_labels)
-        torch.testing.assert_close(together[index], losses, rtol=1e-3, atol=1e-4)
-
-
-def test_training_leaves_the_global_rng_alone(digits: Digits) -> None:
-    before = torch.random.get_rng_state()
-    everything = np.ones((1, 100), dtype=bool)
-    train_together(
-        digits.train_inputs,
-        digits.train_labels,
-        everything,
-        Recipe(epochs=1),
-        seed=0,
-        description="test",
-    )
-    assert torch.equal(torch.random.get_rng_state(), before)
 
 
 def test_split_shares_no_digit() -> None:

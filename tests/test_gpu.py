@@ -13,6 +13,7 @@ import grass_rs as grass
 import reference
 import specs
 from grass_rs.capture import Capture, find_blocks
+from grass_rs.evaluate import Recipe, train_together
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -468,6 +469,20 @@ def test_gradients_of_the_layers_are_not_held_together() -> None:
             capture.run(batch, lambda *_: backward.append(torch.cuda.memory_allocated()))
     # This layer's gradient, and what autograd needs between two layers.
     assert max(backward[-depth:]) <= forward[-1] + 4 * batch.nbytes
+
+
+def test_models_train_together_as_on_the_cpu() -> None:
+    def build() -> nn.Module:
+        return nn.Sequential(nn.Linear(8, 6), nn.BatchNorm1d(6), nn.Linear(6, 3)).double()
+
+    data = torch.randn(40, 8, dtype=torch.float64), torch.arange(40) % 3
+    subsets = np.arange(40) % 4 != np.arange(4)[:, None]
+    recipe = Recipe(epochs=3, batch_size=8)
+    cpu, gpu = (
+        train_together(build, "cross_entropy", data, subsets, recipe, seed=1, device=device)
+        for device in ("cpu", DEVICE)
+    )
+    torch.testing.assert_close(gpu.losses(data).cpu(), cpu.losses(data), rtol=1e-9, atol=1e-9)
 
 
 # For compute-sanitizer, which is slow: every kernel once

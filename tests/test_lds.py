@@ -9,7 +9,7 @@ import pytest
 from scipy.stats import spearmanr
 
 from grass_rs.errors import DataError, NonFiniteError, ShapeError, UnsupportedArrayError
-from grass_rs.lds import lds
+from grass_rs.evaluate import lds
 from grass_rs.types import Scores
 
 RNG = np.random.default_rng(3)

@@ -15,8 +15,8 @@ import numpy as np
 from torch.utils.data import DataLoader, TensorDataset
 
 import grass_rs as grass
-from grass_rs.cli.demo.digits import split_digits
-from grass_rs.cli.demo.training import Recipe, train_together
+from grass_rs.cli.demo.digits import build_network, split_digits
+from grass_rs.evaluate import Recipe, train_together
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -45,7 +45,7 @@ def gradients(folder: Path) -> tuple[grass.Store, grass.Store]:
     digits = split_digits(TRAIN, QUERIES, seed=SEED)
     train = digits.train_inputs, digits.train_labels
     everything = np.ones((1, TRAIN), dtype=bool)
-    trained = train_together(*train, everything, Recipe(), seed=SEED, description="train")
+    trained = train_together(build_network, "cross_entropy", train, everything, Recipe(), seed=SEED)
     network = trained.member(0)
     plan = grass.Plan.for_model(network, "factgrass", dim=DIM, seed=SEED)
     attributor = grass.Attributor(network, "cross_entropy", plan)

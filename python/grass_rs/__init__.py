@@ -16,6 +16,7 @@ from grass_rs.compress import (
     register_torch_ops,
 )
 from grass_rs.errors import (
+    BenchmarkError,
     CorruptStoreError,
     DataError,
     DeviceError,
@@ -34,7 +35,7 @@ from grass_rs.errors import (
     UnsupportedArrayError,
     UnsupportedLayerError,
 )
-from grass_rs.lds import lds
+from grass_rs.evaluate import lds
 from grass_rs.store import (
     Store,
     StoreWriter,
@@ -50,6 +51,7 @@ __version__: str = build_info()["version"]
 __all__ = [
     "SJLT",
     "Attributor",
+    "BenchmarkError",
     "Column",
     "Compressor",
     "CorruptStoreError",

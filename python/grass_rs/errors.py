@@ -92,6 +92,10 @@ class ScoresFileError(GrassError, OSError):
     """A file of scores cannot be written, or another call began it."""
 
 
+class BenchmarkError(GrassError, OSError):
+    """A folder of trained models cannot be read or written, or another run began it."""
+
+
 def unknown_name(what: str, name: Any, known: Iterable[str]) -> str:
     """Return the message for a name that is not known, with the closest known one."""
     names = sorted(known)

@@ -13,10 +13,9 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
-from grass_rs.cli.demo.digits import Digits, split_digits
-from grass_rs.cli.demo.training import Ensemble, Recipe, train_together
+from grass_rs.cli.demo.digits import Digits, build_network, split_digits
 from grass_rs.engine import Attributor, Plan
-from grass_rs.lds import lds
+from grass_rs.evaluate import Ensemble, Recipe, lds, random_subsets, train_together
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -111,7 +110,7 @@ def run_demo(settings: DemoSettings, store_path: Path) -> DemoResult:
 
     everything = np.ones((1, settings.train_size), dtype=bool)
     trained = train_together(
-        *train, everything, settings.recipe, seed=train_seed, description="train"
+        build_network, "cross_entropy", train, everything, settings.recipe, seed=train_seed
     )
     network = trained.member(0)
     parameters = sum(p.numel() for p in network.parameters())
@@ -122,18 +121,18 @@ def run_demo(settings: DemoSettings, store_path: Path) -> DemoResult:
         _, uncompressed = _attribute(network, digits, parameters, settings.seed, whole)
     noise = np.random.default_rng(noise_seed).standard_normal(scores.values.shape)
 
-    halves = _random_halves(settings.models, settings.train_size, half_seed)
+    halves = random_subsets(settings.models, settings.train_size, 0.5, seed=half_seed)
     retrained = train_together(
-        *train, halves, settings.recipe, seed=retrain_seed, description="retrain on halves"
+        build_network, "cross_entropy", train, halves, settings.recipe, seed=retrain_seed
     )
-    outcomes = -retrained.losses(*query).numpy()
+    outcomes = -retrained.losses(query).numpy()
     return DemoResult(
         settings=settings,
         digits=digits,
         parameters=parameters,
         train_accuracy=_accuracy(trained, *train),
-        query_losses=trained.losses(*query)[0].numpy(),
-        predicted=trained.logits(query[0])[0].argmax(dim=1).numpy(),
+        query_losses=trained.losses(query)[0].numpy(),
+        predicted=trained.outputs(query[0])[0].argmax(dim=1).numpy(),
         store=store,
         scores=scores,
         lds={
@@ -158,14 +157,8 @@ def _attribute(
     return store, attributor.score(DataLoader(query, _BATCH_SIZE), store, progress=progress)
 
 
-def _random_halves(models: int, size: int, seed: int) -> NDArray[np.bool_]:
-    """Return (models, size) bool, a random half of each row true."""
-    rng = np.random.default_rng(seed)
-    return rng.permuted(np.tile(np.arange(size) < size // 2, (models, 1)), axis=1)
-
-
 def _accuracy(ensemble: Ensemble, inputs: Tensor, labels: Tensor) -> float:
-    right: float = (ensemble.logits(inputs)[0].argmax(dim=1) == labels).double().mean().item()
+    right: float = (ensemble.outputs(inputs)[0].argmax(dim=1) == labels).double().mean().item()
     return right
 
 

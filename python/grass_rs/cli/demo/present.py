@@ -150,7 +150,8 @@ def _settings(result: DemoResult) -> list[Setting]:
         Setting("retrained networks", str(settings.models), "each on a random half"),
         Setting("epochs", str(recipe.epochs), "passes over the training set, or over the half"),
         Setting("batch size", str(recipe.batch_size), "examples a step"),
-        Setting("learning rate", f"{recipe.learning_rate}, cosine to 0", "of SGD"),
+        Setting("optimizer", recipe.optimizer, "of every network"),
+        Setting("learning rate", f"{recipe.learning_rate}, cosine to 0", "size of the first steps"),
         Setting("momentum", str(recipe.momentum), "share of the last step that is kept"),
         Setting("weight decay", str(recipe.weight_decay), "pull of every parameter to zero"),
         Setting(

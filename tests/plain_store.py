@@ -20,9 +20,20 @@ if TYPE_CHECKING:
 HEADER, RECORD, CHUNK = 4096, 20, 2**20
 CODES = {"float32": 1, "float16": 2, "bfloat16": 3, "int8": 4}
 FLOATS = {"float32": "<f4", "float16": "<f2", "bfloat16": ml_dtypes.bfloat16}
-KEYS = (
-    "columns complete crc32 dtype fingerprints finished_writers format shards skipped_ids writers"
-)
+KEYS = {
+    "columns": list,
+    "complete": bool,
+    "crc32": int,
+    "dtype": str,
+    "fingerprints": dict,
+    "finished_writers": list,
+    "format": int,
+    "shards": list,
+    "skipped_ids": list,
+    "writers": int,
+}
+COLUMN_KEYS = {"name": str, "offset": int, "spec": dict, "width": int}
+SHARD_KEYS = {"log_crc32": int, "number": int, "rows": int}
 
 
 class DamagedError(Exception):
@@ -57,6 +68,14 @@ class Layout:
     dtype: str
 
     @property
+    def row_bytes(self) -> int:
+        """Return how many bytes a stored row has, also where NumPy has no such type."""
+        numbers = sum(self.widths)
+        if self.dtype == "int8":
+            return (4 * len(self.widths) + numbers + 3) // 4 * 4
+        return numbers * (4 if self.dtype == "float32" else 2)
+
+    @property
     def row(self) -> np.dtype[Any]:
         """Return a stored row as NumPy's type."""
         if self.dtype != "int8":
@@ -67,7 +86,7 @@ class Layout:
                 "names": ["scales", "numbers"],
                 "formats": [("<f4", (len(self.widths),)), ("i1", (numbers,))],
                 "offsets": [0, scales],
-                "itemsize": (scales + numbers + 3) // 4 * 4,
+                "itemsize": self.row_bytes,
             }
         )
 
@@ -75,7 +94,7 @@ class Layout:
     def chunk_rows(self) -> int:
         """Return how many rows make a chunk."""
         rows = 1
-        while 2 * rows * self.row.itemsize <= CHUNK:
+        while 2 * rows * self.row_bytes <= CHUNK:
             rows *= 2
         return rows
 
@@ -186,24 +205,88 @@ class PlainStore:
     manifest: dict[str, Any]
 
 
+def no_number(text: str) -> None:
+    """Refuse numbers that are not whole."""
+    raise DamagedError(text)
+
+
+def expect_keys(value: Any, keys: Mapping[str, type]) -> None:
+    """Refuse what is not an object of exactly these keys with values of their types."""
+    expect(type(value) is dict and set(value) == set(keys), "keys")
+    expect(all(type(value[key]) is kind for key, kind in keys.items()), "types")
+
+
+def expect_ascending(numbers: list[Any], end: int) -> None:
+    """Refuse what are not different whole numbers from 0 to below an end, ascending."""
+    expect(all(type(number) is int and 0 <= number < end for number in numbers), "numbers")
+    expect(numbers == sorted(set(numbers)), "ascending numbers")
+
+
+def levels(value: Any) -> int:
+    """Return how many lists and objects are inside one another."""
+    inside = value.values() if isinstance(value, dict) else value
+    return 1 + max(map(levels, inside), default=0) if isinstance(value, (dict, list)) else 0
+
+
+def numbers_of(value: Any) -> list[int]:
+    """Return all numbers in JSON."""
+    if isinstance(value, (dict, list)):
+        inside = value.values() if isinstance(value, dict) else value
+        return [number for part in inside for number in numbers_of(part)]
+    return [value] if type(value) is int else []
+
+
 def read_manifest(path: Path) -> tuple[dict[str, Any], Layout]:
     """Return the manifest of a store, checked."""
-    text = (path / "manifest.json").read_bytes()
-    manifest = json.loads(text)
-    expect(manifest["format"] == 1, "format")
-    expect(" ".join(sorted(manifest)) == KEYS, "keys")
+    file = path / "manifest.json"
+    expect(file.stat().st_size <= 2**30, "length")
+    text = file.read_bytes()
+    try:
+        manifest = json.loads(text, parse_float=no_number, parse_constant=no_number)
+    except RecursionError:
+        raise DamagedError("nested without end") from None
+    expect(type(manifest) is dict and type(manifest.get("format")) is int, "format")
+    expect(manifest["format"] == 1, "a later format")
+    expect_keys(manifest, KEYS)
     expect(canonical(manifest) + b"\n" == text, "canonical JSON")
     unsummed = {key: value for key, value in manifest.items() if key != "crc32"}
     expect(zlib.crc32(canonical(unsummed)) == manifest["crc32"], "manifest checksum")
-    widths = tuple(column["width"] for column in manifest["columns"])
-    offsets = [column["offset"] for column in manifest["columns"]]
+    expect(all(-(2**63) <= number < 2**64 for number in numbers_of(manifest)), "64 bits")
+    expect(all(type(value) is str for value in manifest["fingerprints"].values()), "fingerprints")
+    layout = layout_of(manifest)
+    check_shards(manifest["shards"], layout)
+    expect_ascending(manifest["skipped_ids"], 2**64)
+    expect(0 < manifest["writers"] < 2**32, "writers")
+    expect_ascending(manifest["finished_writers"], manifest["writers"])
+    expect(not (manifest["complete"] and manifest["finished_writers"]), "finished writers")
+    return manifest, layout
+
+
+def layout_of(manifest: Mapping[str, Any]) -> Layout:
+    """Return what the columns and the dtype say, checked."""
+    columns = manifest["columns"]
+    for column in columns:
+        expect_keys(column, COLUMN_KEYS)
+        expect(levels(column["spec"]) <= 64, "levels of a spec")
+    widths = tuple(column["width"] for column in columns)
     expect(widths and min(widths) > 0, "widths")
-    expect(offsets == np.cumsum((0, *widths))[:-1].tolist(), "offsets")
-    names = {column["name"] for column in manifest["columns"]}
-    expect(len(names) == len(widths), "names")
-    numbers = [shard["number"] for shard in manifest["shards"]]
-    expect(numbers == sorted(set(numbers)), "shard numbers")
-    return manifest, Layout(widths, manifest["dtype"])
+    starts = [sum(widths[:index]) for index in range(len(widths))]
+    expect([column["offset"] for column in columns] == starts, "offsets")
+    expect(len({column["name"] for column in columns}) == len(columns), "names")
+    expect(manifest["dtype"] in CODES, "dtype")
+    layout = Layout(widths, manifest["dtype"])
+    expect(layout.row_bytes <= 2**32, "bytes of a row")
+    return layout
+
+
+def check_shards(shards: list[Any], layout: Layout) -> None:
+    """Refuse a list of closed shards that no store has."""
+    for shard in shards:
+        expect_keys(shard, SHARD_KEYS)
+        expect(shard["rows"] > 0 and 0 <= shard["log_crc32"] < 2**32, "a shard")
+    expect_ascending([shard["number"] for shard in shards], 100_000)
+    rows = sum(shard["rows"] for shard in shards)
+    expect(rows * max(8, layout.row_bytes) < 2**62, "rows")
 
 
 def log_crc32(log: bytes) -> int:
@@ -227,9 +310,11 @@ def records(log: bytes, chunk_rows: int) -> list[tuple[int, int, int]]:
 
 def read_store(path: Path) -> PlainStore:
     """Read all of a store, finished or not, and compare everything that can be compared."""
-    manifest, layout = read_manifest(path)
     expect(not (path / "repair.json").exists(), "a repair was stopped")
-    names = (re.fullmatch(r"shard-(\d{5})\.(rows|ids|log)", file.name) for file in path.iterdir())
+    manifest, layout = read_manifest(path)
+    names = (
+        re.fullmatch(r"shard-([0-9]{5})\.(rows|ids|log)", file.name) for file in path.iterdir()
+    )
     present = {int(name[1]) for name in names if name}
     closed = {shard["number"]: shard for shard in manifest["shards"]}
     expect(not manifest["complete"] or present <= set(closed), "a shard that is not listed")
@@ -243,8 +328,9 @@ def read_store(path: Path) -> PlainStore:
             rows.append(shard_rows)
             ids.append(shard_ids)
     numbers: list[int] = np.frombuffer(b"".join(ids), "<u8").tolist()
-    taken = {*numbers, *manifest["skipped_ids"]}
-    expect(len(taken) == len(numbers) + len(manifest["skipped_ids"]), "ids")
+    if manifest["complete"]:
+        taken = {*numbers, *manifest["skipped_ids"]}
+        expect(len(taken) == len(numbers) + len(manifest["skipped_ids"]), "ids")
     return PlainStore(layout.decode(b"".join(rows)), numbers, manifest)
 
 
@@ -253,13 +339,21 @@ def read_shard(
 ) -> tuple[bytes, bytes, bytes] | None:
     """Return the header, the committed rows and their ids; None where nothing is committed."""
     rows_file, ids_file, log_file = (base.with_suffix(s) for s in (".rows", ".ids", ".log"))
-    if listed is None and not log_file.exists():
+    if not log_file.exists():
+        expect(listed is None, "a log is missing")
         expect(not rows_file.exists() or rows_file.stat().st_size <= HEADER, "a lost log")
         return None
+    if listed is None and log_file.stat().st_size < RECORD:
+        return None
+    expect(rows_file.exists(), "rows are missing")
+    if listed is None:
+        written = max(0, rows_file.stat().st_size - HEADER) // layout.row.itemsize
+        expect(log_file.stat().st_size <= RECORD * (1 + written), "a log longer than its rows")
     log = log_file.read_bytes()
     found = records(log, layout.chunk_rows)
     if listed is None and not found:
         return None
+    expect(ids_file.exists(), "ids are missing")
     stored, ids = rows_file.read_bytes(), ids_file.read_bytes()
     header, rows, size = stored[:HEADER], stored[HEADER:], layout.row.itemsize
     count = found[-1][0] if found else 0

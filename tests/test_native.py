@@ -130,6 +130,8 @@ if sys.argv[2] == "handler":  # a signal that Python handles
     signal.signal(signal.SIGALRM, signal.default_int_handler)
     signal.setitimer(signal.ITIMER_REAL, 0.5)
 else:
+    # A run in the background ignores it, and so would this process.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
 try:
     call()

@@ -16,7 +16,7 @@ from typing import Any
 from bench import ROOT, machine
 
 MARK = "GRASS-LONG "
-SUITES = {"grass-store": ("crash", "faults", "kill", "bit_flips")}
+SUITES = {"grass-store": ("crash", "failed_sync", "faults", "kill", "bit_flips")}
 
 
 def main() -> None:

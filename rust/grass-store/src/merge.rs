@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use grass_core::parallel::Workers;
 
 use crate::commit_log::{self, RECORD_BYTES};
-use crate::disk::Disk;
+use crate::disk::{Disk, DiskFile};
 use crate::error::{Damage, Error, Part, Result};
 use crate::header::HEADER_BYTES;
 use crate::id_set::repeated;
@@ -284,24 +284,31 @@ impl Merge<'_> {
 
     /// Copies a shard under temporary names, unless that is done.
     fn make(&self, copy: &Copy<'_>) -> Result<()> {
+        let [rows, ids, log] = self.files(copy).map(|(temporary, _)| temporary);
+        let write = |file: io::Result<Box<dyn DiskFile>>| {
+            let written = file.and_then(|file| {
+                file.write_all_at(&copy.log(), 0)?;
+                file.sync()
+            });
+            written.map_err(Error::io("write", &log))?;
+            paths::sync_folder(self.disk, self.path)
+        };
         if self.is_copied(copy)? {
             let bytes = copy.bytes(&self.target);
             self.workers.progress().add_done(bytes);
-            return Ok(());
+            // The log vouches for rows and ids, which were synced before it was made. It may itself
+            // be in memory alone, where a merge was killed then, or its sync failed.
+            return match log.exists() {
+                true => write(self.disk.open(&log)),
+                false => Ok(()),
+            };
         }
-        let [rows, ids, log] = self.files(copy).map(|(temporary, _)| temporary);
         // What another merge left must not vouch for these files.
         paths::remove_if_there(self.disk, &log)?;
         paths::sync_folder(self.disk, self.path)?;
         self.copy_part(copy, Part::Rows, &rows)?;
         self.copy_part(copy, Part::Ids, &ids)?;
-        let write = || {
-            let file = self.disk.create(&log)?;
-            file.write_all_at(&copy.log(), 0)?;
-            file.sync()
-        };
-        write().map_err(Error::io("write", &log))?;
-        paths::sync_folder(self.disk, self.path)
+        write(self.disk.create(&log))
     }
 
     /// Copies rows or ids, chunk by chunk, and compares each with its checksum.

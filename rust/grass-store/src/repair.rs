@@ -51,6 +51,8 @@ pub fn repair(path: &Path, disk: &dyn Disk, workers: &Workers) -> Result<Repaire
     check_store(path)?;
     let _changing = ManifestLock::take(path)?;
     let _lock = WriterLock::take(path, 0, 1, false)?;
+    // The names that an interrupted repair gave and took, its journal's too, may be in memory alone.
+    paths::sync_folder(disk, path)?;
     if let Some(journal) = Journal::read(path)? {
         return journal.roll_forward(disk, path);
     }

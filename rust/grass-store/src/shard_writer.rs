@@ -264,8 +264,12 @@ impl ShardWriter {
     pub(crate) fn close(mut self, disk: &dyn Disk, layout: &Layout) -> Result<ClosedShard> {
         self.commit()?;
         // A call that was cancelled may have written more.
-        cut(&*self.rows_file, rows_end(self.rows(), layout))
-            .map_err(Error::io("cut", &self.paths.rows))?;
+        let (file, end) = (&*self.rows_file, rows_end(self.rows(), layout));
+        let cut_longer = || match file.length()? == end {
+            true => Ok(()),
+            false => cut(file, end),
+        };
+        cut_longer().map_err(Error::io("cut", &self.paths.rows))?;
         let compact = commit_log::compacted(&self.records, layout.row_bytes(), layout.chunk_rows());
         if compact != self.records {
             paths::replace(disk, &self.paths.log, &commit_log::to_bytes(&compact))?;
@@ -303,13 +307,11 @@ fn empty_log(disk: &dyn Disk, paths: &ShardPaths) -> Result<()> {
     emptied.map_err(Error::io("empty", &paths.log))
 }
 
-/// Gives a file this length, for good.
+/// Gives a file this length, for good. Also where it has it: a writer that was killed amid this, or
+/// whose sync failed, may have given it that in memory alone.
 fn cut(file: &dyn DiskFile, length: u64) -> io::Result<()> {
-    if file.length()? != length {
-        file.set_length(length)?;
-        file.sync()?;
-    }
-    Ok(())
+    file.set_length(length)?;
+    file.sync()
 }
 
 /// Where the rows of a shard's first rows end in its file.

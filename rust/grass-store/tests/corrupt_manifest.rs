@@ -90,6 +90,28 @@ fn a_manifest_of_a_later_format() {
     forge(&path, |value| value["format"] = 2.into());
     let error = StoreReader::open(&path).unwrap_err();
     assert!(matches!(error, Error::Format { found: 2, .. }));
+    // Whatever else is in it.
+    fs::write(
+        path.join("manifest.json"),
+        r#"{"columns": 7.5, "format": 3}"#,
+    )
+    .unwrap();
+    let error = StoreReader::open(&path).unwrap_err();
+    assert!(matches!(error, Error::Format { found: 3, .. }));
+}
+
+#[test]
+fn a_manifest_longer_than_any() {
+    let (_folder, path) = store();
+    let file = fs::File::options()
+        .write(true)
+        .open(path.join("manifest.json"))
+        .unwrap();
+    file.set_len((1 << 30) + 1).unwrap();
+    assert_eq!(
+        opening(&path),
+        ["manifest (expected at most 1073741824 bytes, got 1073741825)"]
+    );
 }
 
 #[test]
@@ -163,10 +185,16 @@ fn more_rows_than_there_are() {
 
 #[test]
 fn an_absurd_number_of_rows() {
-    for rows in [1u64 << 50, 1 << 62, u64::MAX] {
+    // With the 5 rows of the other shard, the first are 2^62 bytes.
+    for rows in [(1u64 << 46) - 5, 1 << 50, 1 << 62, u64::MAX] {
         let report = forged(|value| value["shards"][0]["rows"] = rows.into());
         assert!(report.contains("longer than any disk"), "{report}");
     }
+    let report = forged(|value| value["shards"][0]["rows"] = ((1u64 << 46) - 6).into());
+    assert!(
+        report.starts_with("shard 0 rows (expected 4611"),
+        "{report}"
+    );
 }
 
 #[test]
@@ -205,9 +233,18 @@ fn shards_that_are_twice_or_in_another_order() {
 
 #[test]
 fn writers_that_finished_but_are_none() {
-    for finished in [json!([1]), json!([0, 0]), json!([-1])] {
+    for finished in [json!([0]), json!([1]), json!([0, 0]), json!([-1])] {
         let report = forged(|value| value["finished_writers"] = finished.clone());
         assert!(report.starts_with("manifest ("), "{report}");
+    }
+}
+
+#[test]
+fn no_writer_or_skipped_ids_in_another_order() {
+    assert!(forged(|value| value["writers"] = 0.into()).contains("at least 1 writer"));
+    for skipped in [json!([3, 2]), json!([3, 3])] {
+        let report = forged(|value| value["skipped_ids"] = skipped);
+        assert!(report.contains("ascending skipped ids"), "{report}");
     }
 }
 

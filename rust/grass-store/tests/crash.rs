@@ -13,7 +13,8 @@ use std::sync::Arc;
 
 use disks::after_power_loss::Effort;
 use disks::checker::{Checker, put};
-use disks::faulty::{Answer, Call, EIO, FaultyDisk, Op, failing_once, quick_disk};
+use disks::faulty::{Answer, Call, FaultyDisk, Op, quick_disk};
+use disks::interruption::Interruption;
 use disks::job::{Expected, Job};
 use disks::recorder::{Event, Recorder};
 use disks::{Tally, effort, folder, long};
@@ -82,7 +83,12 @@ fn survives_power_loss(name: &'static str, job: Job, states: Effort) {
     let root = folder();
     let events = events_of(&job, root.path(), |disk| disk);
     let expected = Expected::of(job);
-    let mut checker = Checker::new(&expected, root.path(), states, SEED);
+    let mut checker = Checker::new(
+        |place| expected.read_and_complete(place),
+        root.path(),
+        states,
+        SEED,
+    );
     if let Err(loss) = checker.check(&events, 0) {
         panic!("{name}, seed {SEED}: {loss}");
     }
@@ -128,7 +134,12 @@ fn a_commit_over_two_sectors_of_the_log_survives_power_loss() {
     let job = Job::two_sectors_of_log();
     let events = events_of(&job, root.path(), |disk| disk);
     let expected = Expected::of(job);
-    let mut checker = Checker::new(&expected, root.path(), few_states(), SEED);
+    let mut checker = Checker::new(
+        |place| expected.read_and_complete(place),
+        root.path(),
+        few_states(),
+        SEED,
+    );
     // The last commit: its rows, ids, two or more groups of records, and the finishing.
     let told = |event: &Event| matches!(event, Event::Told(_));
     let from = events.len() - events.iter().rev().position(told).unwrap() - 1;
@@ -137,43 +148,18 @@ fn a_commit_over_two_sectors_of_the_log_survives_power_loss() {
     tally.report(&[("moments", checker.moments), ("states", checker.states)]);
 }
 
-/// How a writer is interrupted at one of its calls.
-enum Interruption {
-    /// It is killed; what it wrote is still in the system's memory.
-    Kill,
-    /// The call fails; a sync that does takes with it what it should have made durable.
-    Failure,
-}
-
-impl Interruption {
-    /// A recorder, and the disk on which the writer is interrupted.
-    fn at(&self, number: usize, root: &Path) -> (Recorder, FaultyDisk, Arc<dyn Disk>) {
-        match self {
-            Self::Kill => {
-                let recorder = Recorder::new(quick_disk(), root);
-                let killed =
-                    FaultyDisk::new(recorder.shared(), move |call| match call.number >= number {
-                        true => Answer::Fail(EIO),
-                        false => Answer::Do,
-                    });
-                (recorder, killed.clone(), killed.shared())
-            }
-            Self::Failure => {
-                let failing = failing_once(quick_disk(), number, EIO);
-                let recorder = Recorder::new(failing.shared(), root);
-                (recorder.clone(), failing, recorder.shared())
-            }
-        }
-    }
-}
-
 /// Interrupts a job at each of its calls, goes on with it on the same running system, and lets the
 /// power fail at each moment after that.
 fn survives_power_loss_after(interruption: Interruption, name: &'static str, job: Job) {
     let tally = Tally::start(name);
     let root = folder();
     let expected = Expected::of(job);
-    let mut checker = Checker::new(&expected, root.path(), few_states(), SEED);
+    let mut checker = Checker::new(
+        |place| expected.read_and_complete(place),
+        root.path(),
+        few_states(),
+        SEED,
+    );
     let mut interruptions = 0;
     for number in 0.. {
         let (recorder, interrupted, disk) = interruption.at(number, root.path());
@@ -217,9 +203,19 @@ fn a_power_loss_while_mending_an_earlier_one_loses_nothing() {
     let job = Job::narrow(Dtype::Float32, effort(3, 12));
     let events = events_of(&job, root.path(), |disk| disk);
     let expected = Expected::of(job);
-    let mut first = Checker::new(&expected, root.path(), states(), SEED);
+    let mut first = Checker::new(
+        |place| expected.read_and_complete(place),
+        root.path(),
+        states(),
+        SEED,
+    );
     first.check(&events, 0).unwrap();
-    let mut second = Checker::new(&expected, root.path(), few_states(), SEED);
+    let mut second = Checker::new(
+        |place| expected.read_and_complete(place),
+        root.path(),
+        few_states(),
+        SEED,
+    );
     let states: Vec<_> = first.kept.iter().take(effort(25, 300)).collect();
     for (state, told) in &states {
         put(state, root.path(), root.path());
@@ -252,7 +248,12 @@ fn loss_without(job: Job, dropped: Picks) -> Option<String> {
         FaultyDisk::new(disk, rule).shared()
     });
     let expected = Expected::of(job);
-    let mut checker = Checker::new(&expected, root.path(), few_states(), SEED);
+    let mut checker = Checker::new(
+        |place| expected.read_and_complete(place),
+        root.path(),
+        few_states(),
+        SEED,
+    );
     checker.check(&events, 0).err()
 }
 

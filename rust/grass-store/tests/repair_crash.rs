@@ -5,11 +5,11 @@ mod common;
 
 use std::fs;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
-use common::{NARROW, append, assert_same_files, copy_store, edit, files, ids, manual, spec};
+use common::{NARROW, assert_same_files, copy_store, edit, files, ids, manual, much_damaged, spec};
 use grass_core::parallel::Workers;
 use grass_store::{
     Disk, DiskFile, Dtype, Error, Repaired, StoreReader, StoreWriter, SystemDisk, repair, verify,
@@ -98,23 +98,6 @@ impl DiskFile for DyingFile {
     fn sync(&self) -> io::Result<()> {
         self.1.call().and_then(|()| self.0.sync())
     }
-}
-
-/// A store of 8 narrow rows in 3 shards: the first with a wrong header, the second with wrong rows, the third gone but
-/// for its rows.
-fn much_damaged(folder: &Path) -> PathBuf {
-    let path = folder.join("damaged");
-    let narrow = || spec(Dtype::Int8, &NARROW);
-    let workers = Workers::serial();
-    for (first, count) in [(0, 3), (3, 3), (6, 2)] {
-        let mut writer = StoreWriter::resume(&path, narrow(), manual(), &workers).unwrap();
-        append(&mut writer, first, count);
-        writer.finish(&[]).unwrap();
-    }
-    edit(&path.join("shard-00000.rows"), |bytes| bytes[13] ^= 1);
-    edit(&path.join("shard-00001.rows"), |bytes| bytes[4100] ^= 1);
-    fs::remove_file(path.join("shard-00002.ids")).unwrap();
-    path
 }
 
 #[test]

@@ -57,16 +57,22 @@ impl Part {
     pub(super) fn create(&mut self, disk: &dyn Disk) -> Result<()> {
         let path = self.unfinished();
         let file = disk.create(&path).map_err(Error::file("create", &path))?;
-        file.write_all_at(&self.header, 0)
-            .and_then(|()| file.set_length(self.length))
-            .map_err(Error::file("write", &path))?;
-        self.file = Some(file);
-        Ok(())
+        self.begin(file)
     }
 
+    /// Goes on with the file of an earlier call.
     pub(super) fn open(&mut self, disk: &dyn Disk) -> Result<()> {
         let path = self.unfinished();
-        self.file = Some(disk.open(&path).map_err(Error::file("open", &path))?);
+        let file = disk.open(&path).map_err(Error::file("open", &path))?;
+        // What it begins with may be in memory alone, where that call was killed or a sync failed.
+        self.begin(file)
+    }
+
+    fn begin(&mut self, file: Box<dyn DiskFile>) -> Result<()> {
+        file.write_all_at(&self.header, 0)
+            .and_then(|()| file.set_length(self.length))
+            .map_err(Error::file("write", &self.unfinished()))?;
+        self.file = Some(file);
         Ok(())
     }
 

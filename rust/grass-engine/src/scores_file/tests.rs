@@ -1,5 +1,7 @@
 //! Files of scores equal the scores in memory, whenever and however a call before was stopped.
 
+mod failed_sync;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
@@ -126,12 +128,18 @@ impl Case {
             ["scores.ids.npy", "scores.npy", "store"],
             "{context}"
         );
-        let values = fs::read(self.path()).unwrap();
-        assert!(values.ends_with(&expected.0), "{context}");
-        let ids = fs::read(self.folder.path().join("scores.ids.npy")).unwrap();
-        assert!(ids.ends_with(&expected.1), "{context}");
+        self.assert_written(expected, context);
         fs::remove_file(self.path()).unwrap();
         fs::remove_file(self.folder.path().join("scores.ids.npy")).unwrap();
+    }
+
+    /// The finished files are there, and they hold these numbers.
+    fn assert_written(&self, expected: &(Vec<u8>, Vec<u8>), context: &str) {
+        for (name, numbers) in [("scores.npy", &expected.0), ("scores.ids.npy", &expected.1)] {
+            let bytes = fs::read(self.folder.path().join(name)).unwrap();
+            assert!(bytes.starts_with(b"\x93NUMPY"), "{name}, {context}");
+            assert!(bytes.ends_with(numbers), "{name}, {context}");
+        }
     }
 
     /// What an interrupted call leaves, with the first chunk or two durable.

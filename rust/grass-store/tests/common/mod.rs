@@ -185,3 +185,20 @@ pub fn changed(name: &str, change: impl FnOnce(&mut Vec<u8>)) -> Vec<String> {
     edit(&path.join(name), change);
     opening(&path)
 }
+
+/// A store of 8 narrow rows in 3 shards: the first with a wrong header, the second with wrong rows, the third gone but
+/// for its rows.
+pub fn much_damaged(folder: &Path) -> PathBuf {
+    let path = folder.join("damaged");
+    let narrow = || spec(Dtype::Int8, &NARROW);
+    let workers = Workers::serial();
+    for (first, count) in [(0, 3), (3, 3), (6, 2)] {
+        let mut writer = StoreWriter::resume(&path, narrow(), manual(), &workers).unwrap();
+        append(&mut writer, first, count);
+        writer.finish(&[]).unwrap();
+    }
+    edit(&path.join("shard-00000.rows"), |bytes| bytes[13] ^= 1);
+    edit(&path.join("shard-00001.rows"), |bytes| bytes[4100] ^= 1);
+    fs::remove_file(path.join("shard-00002.ids")).unwrap();
+    path
+}

@@ -68,6 +68,18 @@ impl Job {
         Self::new("narrow", dtype, &NARROW, steps)
     }
 
+    /// Three rows in two commits, so that finishing has no row to write.
+    pub fn three_rows() -> Self {
+        let steps = vec![
+            Step::Append(2),
+            Step::Commit,
+            Step::Append(1),
+            Step::Commit,
+            Step::Finish(&[]),
+        ];
+        Self::new("three rows", Dtype::Float32, &NARROW, steps)
+    }
+
     /// A commit whose records begin in one sector of the log and end in the next.
     pub fn two_sectors_of_log() -> Self {
         let mut steps: Vec<Step> = (0..24)
@@ -285,6 +297,17 @@ impl Expected {
             return Err(format!("it is complete with {rows} rows"));
         }
         Ok(Some((reader.rows(), reader.complete())))
+    }
+
+    /// Reads the store in a folder, as [`Self::read`] does, and then completes it.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn read_and_complete(&self, folder: &Path) -> Result<Shown, String> {
+        let store = folder.join("store");
+        let shown = self.read(&store)?;
+        self.complete(&store)?;
+        Ok(shown)
     }
 
     /// Does what is left of the job, after which the store is the expected one, byte for byte.

@@ -9,6 +9,7 @@
 pub mod after_power_loss;
 pub mod checker;
 pub mod faulty;
+pub mod interruption;
 pub mod job;
 pub mod recorder;
 

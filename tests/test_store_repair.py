@@ -131,7 +131,7 @@ def test_what_is_known_from_the_rest_is_written_again(tmp_path: Path) -> None:
     flip(store.path / "shard-00000.rows", 20)
     flip(store.path / "shard-00000.log", 3)
     (store.path / "manifest.json").unlink()
-    with pytest.raises(grass.StoreNotFoundError):
+    with pytest.raises(grass.CorruptStoreError, match="run grass-rs repair"):
         grass.open_store(store.path)
     assert repair_store(store.path).dropped_rows == 0
     assert files(store.path) == before

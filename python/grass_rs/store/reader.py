@@ -196,6 +196,9 @@ class Store:
     def verify(self) -> None:
         """Read every byte of the store and compare it with its checksums.
 
+        Ids that two rows have, and skipped ids that have a row, are damage too, as for
+        `verify_store`.
+
         Raises
         ------
         CorruptStoreError
@@ -399,6 +402,9 @@ def open_store(path: str | PathLike[str]) -> Store:
 
 def verify_store(path: str | PathLike[str]) -> Store:
     """Compare all of a store with its checksums, also one too damaged to be opened, and open it.
+
+    Ids that two rows have, and skipped ids that have a row, are damage too: to find them takes
+    8 bytes of memory a row, for a moment up to twice that.
 
     Raises
     ------

@@ -88,7 +88,10 @@ fn store_class(error: &grass_store::Error) -> &'static str {
         Error::Locked { .. } => "StoreLockedError",
         Error::Mismatch { .. } => "StoreMismatchError",
         Error::Corrupt { .. } | Error::Repair { .. } => "CorruptStoreError",
-        Error::Format { .. } | Error::Broken { .. } | Error::Merge { .. } => "StoreError",
+        Error::Format { .. }
+        | Error::Broken { .. }
+        | Error::Merge { .. }
+        | Error::TooManyShards { .. } => "StoreError",
         Error::Columns { .. } | Error::Dtype { .. } | Error::Writers { .. } => "SpecError",
         Error::NonFinite { .. } => "NonFiniteError",
         Error::Shape { .. } | Error::OutOfRange { .. } => "ShapeError",

@@ -3,7 +3,7 @@
 use std::fmt::Debug;
 use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, FileTypeExt};
 use std::path::Path;
 
 /// A file system to write a store on.
@@ -93,6 +93,31 @@ impl dyn DiskFile + '_ {
     }
 }
 
+/// Refuses to read what has a file's name and is none: a pipe or a device may keep its reader for ever.
+///
+/// # Errors
+/// What the system answers, or what there is instead.
+pub(crate) fn check_is_file(path: &Path) -> io::Result<()> {
+    let kind = fs::metadata(path)?.file_type();
+    let (error, found) = match (kind.is_file(), kind.is_dir()) {
+        (true, _) => return Ok(()),
+        (_, true) => (io::ErrorKind::IsADirectory, "a folder"),
+        _ => (io::ErrorKind::NotSeekable, "a pipe or a device"),
+    };
+    Err(io::Error::new(error, format!("it is {found}, not a file")))
+}
+
+/// Refuses to write to a pipe, which may keep its writer for ever; anything else says itself that it is no file.
+fn refuse_pipe(path: &Path) -> io::Result<()> {
+    match fs::metadata(path) {
+        Ok(found) if found.file_type().is_fifo() => {
+            let error = io::ErrorKind::NotSeekable;
+            Err(io::Error::new(error, "it is a pipe, not a file"))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// The file system of this machine.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct SystemDisk;
@@ -103,10 +128,12 @@ impl Disk for SystemDisk {
     }
 
     fn create(&self, path: &Path) -> io::Result<Box<dyn DiskFile>> {
+        refuse_pipe(path)?;
         Ok(Box::new(File::create(path)?))
     }
 
     fn open(&self, path: &Path) -> io::Result<Box<dyn DiskFile>> {
+        refuse_pipe(path)?;
         Ok(Box::new(OpenOptions::new().write(true).open(path)?))
     }
 

@@ -79,7 +79,7 @@ pub enum Error {
         /// What is wrong.
         problem: String,
         /// What to do.
-        hint: &'static str,
+        hint: String,
     },
     /// The store was written by a later version of this library.
     #[error("the store {} has format {found}, this version reads format 1: install a newer grass_rs", path.display())]
@@ -128,6 +128,12 @@ pub enum Error {
         writer: u32,
         /// How many there are to be.
         writers: u32,
+    },
+    /// A store that has no number for another shard.
+    #[error("the store {} would need shards with numbers above {MAX_SHARD}, which have no names: put the further rows into another store", path.display())]
+    TooManyShards {
+        /// The store.
+        path: PathBuf,
     },
     /// Stores that cannot be merged.
     #[error("cannot merge into {}: {problem}: {hint}", path.display())]
@@ -207,6 +213,9 @@ impl Error {
                     "choose a folder that you may write, or change its permissions"
                 }
                 io::ErrorKind::NotFound => "check the path",
+                io::ErrorKind::IsADirectory | io::ErrorKind::NotSeekable => {
+                    "move it away, and put the file there that the store had, if any"
+                }
                 _ => "check the disk and the path",
             };
             Self::Io {
@@ -223,7 +232,17 @@ impl Error {
         Self::Repair {
             path: path.to_path_buf(),
             problem: "a repair was interrupted".to_owned(),
-            hint: "run grass-rs repair again",
+            hint: "run grass-rs repair again".to_owned(),
+        }
+    }
+
+    /// What everybody but a repair is told where only the copy of the manifest is there.
+    pub(crate) fn manifest_lost(path: &Path) -> Self {
+        Self::Repair {
+            path: path.to_path_buf(),
+            problem: "manifest.json is missing, but its copy manifest.copy.json is there"
+                .to_owned(),
+            hint: format!("run grass-rs repair {}", path.display()),
         }
     }
 

@@ -55,6 +55,7 @@ mod repair_journal;
 mod salvage;
 mod shard;
 mod shard_writer;
+mod stored_file;
 mod verify;
 mod writer;
 

@@ -1,7 +1,6 @@
 //! `manifest.json`: what a store holds, as one line of canonical JSON (sorted keys, no spaces).
 
-use std::fs::{self, File};
-use std::io::{self, Read};
+use std::io::Read;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
@@ -172,8 +171,8 @@ impl Manifest {
         // A killed writer may have left names in memory alone.
         paths::sync_folder(disk, folder)?;
         let bytes = self.to_bytes()?;
-        match fs::read(&copy) {
-            Ok(copied) if copied == bytes => Ok(()),
+        match paths::read_file(&copy) {
+            Ok(Some(copied)) if copied == bytes => Ok(()),
             // One that cannot be read is as good as none.
             _ => paths::replace(disk, &copy, &bytes),
         }
@@ -209,7 +208,7 @@ impl Manifest {
     ///
     /// # Errors
     /// [`Error::NotFound`], [`Error::Format`], [`Error::Corrupt`], [`Error::Io`];
-    /// [`Error::Repair`] after an interrupted repair.
+    /// [`Error::Repair`] after an interrupted repair, or if only the copy is there.
     pub(crate) fn read(folder: &Path) -> Result<Self> {
         if paths::repair_journal(folder).exists() {
             return Err(Error::repair_interrupted(folder));
@@ -219,9 +218,8 @@ impl Manifest {
 
     /// Reads the manifest, or its copy, from `path` in the store's folder.
     pub(crate) fn read_file(folder: &Path, path: &Path) -> Result<Self> {
-        let mut file = match File::open(path) {
-            Ok(file) => file,
-            Err(error) => return Err(absent(folder, error)),
+        let Some(mut file) = paths::open_file(path)? else {
+            return Err(absent(folder));
         };
         let length = file.metadata().map_err(Error::io("read", path))?.len();
         if length > MAX_BYTES {
@@ -247,17 +245,17 @@ fn column_fields(layout: &Layout) -> Vec<ColumnFields> {
         .collect()
 }
 
-fn absent(folder: &Path, error: io::Error) -> Error {
-    match error.kind() {
-        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => Error::NotFound {
-            path: folder.to_path_buf(),
-            found: match folder.metadata() {
-                Ok(kind) if kind.is_dir() => "a folder without one",
-                Ok(_) => "a file",
-                Err(_) => "nothing",
-            },
+fn absent(folder: &Path) -> Error {
+    if paths::manifest_copy(folder).exists() {
+        return Error::manifest_lost(folder);
+    }
+    Error::NotFound {
+        path: folder.to_path_buf(),
+        found: match folder.metadata() {
+            Ok(kind) if kind.is_dir() => "a folder without one",
+            Ok(_) => "a file",
+            Err(_) => "nothing",
         },
-        _ => Error::io("read", &paths::manifest(folder))(error),
     }
 }
 

@@ -36,7 +36,7 @@ const PIECE_BYTES: usize = 1 << 20;
 /// [`Error::Mismatch`] with the first difference if columns, dtype or fingerprints differ;
 /// [`Error::RepeatedId`] if two rows have one id; [`Error::Merge`] if a store is unfinished, or a
 /// source the target; [`Error::Corrupt`] if a source is damaged; [`Error::Exists`] if anything but
-/// a store is at the path; [`Error::Locked`], [`Error::Io`], [`Error::Core`] when cancelled.
+/// a store is at the path; [`Error::TooManyShards`], [`Error::Locked`], [`Error::Io`], [`Error::Core`] when cancelled.
 pub fn merge(sources: &[PathBuf], path: &Path, disk: &dyn Disk, workers: &Workers) -> Result<()> {
     let refuse = |problem: String, hint| {
         Err(Error::Merge {
@@ -96,7 +96,7 @@ pub fn merge(sources: &[PathBuf], path: &Path, disk: &dyn Disk, workers: &Worker
         disk,
         path,
         workers,
-        copies: plan(&stores, &target)?,
+        copies: plan(&stores, path, &target)?,
         skipped: stores
             .iter()
             .flat_map(StoreReader::skipped_ids)
@@ -139,7 +139,7 @@ struct Merge<'a> {
 }
 
 /// Which shards are copied, with their numbers: after those that the target has.
-fn plan<'a>(stores: &'a [StoreReader], target: &Manifest) -> Result<Vec<Copy<'a>>> {
+fn plan<'a>(stores: &'a [StoreReader], path: &Path, target: &Manifest) -> Result<Vec<Copy<'a>>> {
     let listed = stores.iter().flat_map(|store| {
         let shards = store.shards().iter();
         let shards = shards.zip(&store.manifest().shards);
@@ -150,9 +150,8 @@ fn plan<'a>(stores: &'a [StoreReader], target: &Manifest) -> Result<Vec<Copy<'a>
         .zip(first..)
         .map(|((source, shard, closed), number)| {
             if number > MAX_SHARD {
-                return Err(Error::Columns {
-                    problem: format!("the rows need more shards than {MAX_SHARD}"),
-                    expected: "fewer rows a store: split the data",
+                return Err(Error::TooManyShards {
+                    path: path.to_path_buf(),
                 });
             }
             let closed = ClosedShard { number, ..closed };

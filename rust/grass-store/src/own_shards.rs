@@ -77,9 +77,8 @@ impl OwnShards {
             .max();
         let number = last.map_or(options.writer, |last| last + options.writers);
         if number > MAX_SHARD {
-            return Err(Error::Columns {
-                problem: format!("the rows need more shards than {MAX_SHARD}"),
-                expected: "fewer rows a store: split the data",
+            return Err(Error::TooManyShards {
+                path: store.to_path_buf(),
             });
         }
         let shard = ShardWriter::create(&*options.disk, store, number, manifest)?;

@@ -3,11 +3,11 @@
 
 use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
-use std::fs;
-use std::io;
+use std::fs::{self, File};
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
-use crate::disk::Disk;
+use crate::disk::{Disk, check_is_file};
 use crate::error::{Error, Part, Result};
 
 pub(crate) fn manifest(store: &Path) -> PathBuf {
@@ -74,6 +74,19 @@ impl ShardPaths {
             Part::Rows | Part::Header | Part::Manifest => &self.rows,
         }
     }
+
+    /// Refuses anything else of these names: what is no file can be neither read nor replaced.
+    pub(crate) fn check_are_files(&self) -> Result<()> {
+        for path in [&self.rows, &self.ids, &self.log] {
+            match check_is_file(path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    return Err(Error::io("open", path)(error));
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
 }
 
 /// Where [`replace`] writes before it renames.
@@ -93,6 +106,34 @@ fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
     let mut name = OsString::from(path);
     name.push(suffix);
     PathBuf::from(name)
+}
+
+/// Opens a file to read it; `None` if it is missing.
+///
+/// # Errors
+/// [`Error::Io`], also if there is something else of that name.
+pub(crate) fn open_file(path: &Path) -> Result<Option<File>> {
+    match check_is_file(path).and_then(|()| File::open(path)) {
+        Ok(file) => Ok(Some(file)),
+        Err(error) => match error.kind() {
+            io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => Ok(None),
+            _ => Err(Error::io("open", path)(error)),
+        },
+    }
+}
+
+/// All bytes of a file; `None` if it is missing.
+///
+/// # Errors
+/// As [`open_file`].
+pub(crate) fn read_file(path: &Path) -> Result<Option<Vec<u8>>> {
+    let Some(mut file) = open_file(path)? else {
+        return Ok(None);
+    };
+    let mut bytes = Vec::new();
+    file.read_to_end(&mut bytes)
+        .map_err(Error::io("read", path))?;
+    Ok(Some(bytes))
 }
 
 /// Replaces a file by these bytes: sibling file, sync, rename, sync of the folder.

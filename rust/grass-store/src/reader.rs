@@ -14,7 +14,7 @@ use crate::error::{Damage, Error, Result};
 use crate::fingerprints::Fingerprints;
 use crate::layout::Layout;
 use crate::manifest::{ClosedShard, Manifest};
-use crate::paths;
+use crate::paths::{self, ShardPaths};
 use crate::shard::{Found, Refusal, Shard};
 
 /// Numbers of a row that are read and decoded between two looks at the cancel flag.
@@ -46,6 +46,9 @@ pub(crate) fn find_shards(path: &Path, manifest: &Manifest) -> Result<(Vec<Shard
         let first_row = shards
             .last()
             .map_or(0, |shard: &Shard| shard.first_row + shard.rows());
+        if closed.is_none() {
+            ShardPaths::new(path, number).check_are_files()?;
+        }
         let found = match closed {
             Some(closed) => Shard::open_closed(path, closed, first_row, manifest)?,
             None if manifest.complete => Found::unlisted(number),

@@ -62,7 +62,7 @@ pub fn repair(path: &Path, disk: &dyn Disk, workers: &Workers) -> Result<Repaire
     }
     let mut plan = Plan::new(path, disk, manifest);
     let outcome = plan.salvage_shards(workers).and_then(|()| {
-        if plan.touched.is_empty() && manifests_whole {
+        if plan.touched.is_empty() && manifests_whole && !plan.unskipped {
             return Ok(plan.repaired.clone());
         }
         // The names of the new files; their bytes are durable already.
@@ -101,7 +101,8 @@ fn no_manifest(path: &Path, problem: &str) -> Error {
         path: path.to_path_buf(),
         problem: format!("neither manifest.json nor manifest.copy.json {problem}"),
         hint: "restore one of them, from a copy or from a store of the same plan and model that \
-               has the same shards",
+               has the same shards"
+            .to_owned(),
     }
 }
 
@@ -162,6 +163,8 @@ struct Plan<'a> {
     repaired: Repaired,
     /// Damaged shards, with what takes their place.
     touched: BTreeMap<u32, Option<ClosedShard>>,
+    /// Whether ids were taken off the list of skipped ones because they have rows.
+    unskipped: bool,
 }
 
 impl<'a> Plan<'a> {
@@ -172,6 +175,7 @@ impl<'a> Plan<'a> {
             manifest,
             repaired: Repaired::default(),
             touched: BTreeMap::new(),
+            unskipped: false,
         }
     }
 
@@ -216,6 +220,12 @@ impl<'a> Plan<'a> {
         lost.sort_unstable();
         lost.dedup();
         lost.retain(|&id| !kept.contains(id));
+        // In an unfinished store, the last writer does this.
+        if self.manifest.complete {
+            let skipped = self.manifest.skipped_ids.len();
+            self.manifest.skipped_ids.retain(|&id| !kept.contains(id));
+            self.unskipped = self.manifest.skipped_ids.len() < skipped;
+        }
         Ok(())
     }
 

@@ -1,6 +1,5 @@
 //! `repair.json`: what a repair has decided, so that one that is interrupted ends the same way.
 
-use std::fs;
 use std::io;
 use std::path::Path;
 
@@ -41,10 +40,8 @@ impl Journal {
     /// [`Error::Io`].
     pub(crate) fn read(folder: &Path) -> Result<Option<Self>> {
         let path = paths::repair_journal(folder);
-        let bytes = match fs::read(&path) {
-            Ok(bytes) => bytes,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(Error::io("read", &path)(error)),
+        let Some(bytes) = paths::read_file(&path)? else {
+            return Ok(None);
         };
         match parse(&bytes, folder) {
             Some(journal) => Ok(Some(journal)),
@@ -53,7 +50,8 @@ impl Journal {
                 problem: "a repair was interrupted, and its journal repair.json is damaged"
                     .to_owned(),
                 hint: "restore the store from a copy; or remove repair.json and run grass-rs repair, \
-                       which drops the shards whose files were replaced already",
+                       which drops the shards whose files were replaced already"
+                    .to_owned(),
             })),
         }
     }

@@ -113,14 +113,11 @@ pub(crate) fn salvage(
 }
 
 fn open(path: &Path) -> Result<(Option<File>, u64)> {
-    match File::open(path) {
-        Ok(file) => {
-            let length = file.metadata().map_err(Error::io("read", path))?.len();
-            Ok((Some(file), length))
-        }
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok((None, 0)),
-        Err(error) => Err(Error::io("open", path)(error)),
-    }
+    let Some(file) = paths::open_file(path)? else {
+        return Ok((None, 0));
+    };
+    let length = file.metadata().map_err(Error::io("read", path))?.len();
+    Ok((Some(file), length))
 }
 
 impl<'a> Wreck<'a> {

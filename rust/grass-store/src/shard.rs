@@ -5,6 +5,7 @@ use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::sync::Arc;
 
 use crate::checksum::crc32;
 use crate::commit_log::{self, RECORD_BYTES, Record};
@@ -12,7 +13,8 @@ use crate::error::{Damage, Error, Part, Result};
 use crate::header::HEADER_BYTES;
 use crate::layout::Layout;
 use crate::manifest::{ClosedShard, Manifest};
-use crate::paths::ShardPaths;
+use crate::paths::{self, ShardPaths};
+use crate::stored_file::{MISSING, StoredFile};
 
 /// The committed rows of one shard.
 #[derive(Debug)]
@@ -23,8 +25,8 @@ pub(crate) struct Shard {
     pub(crate) records: Vec<Record>,
     pub(crate) paths: ShardPaths,
     /// None only in a damaged store, which nothing but verifying opens.
-    rows_file: Option<File>,
-    ids_file: Option<File>,
+    rows_file: Option<StoredFile>,
+    ids_file: Option<StoredFile>,
 }
 
 /// What opening a shard found.
@@ -60,8 +62,6 @@ impl From<Error> for Refusal {
 
 pub(crate) type Opened<T> = std::result::Result<T, Refusal>;
 
-const MISSING: &str = "the file is missing";
-
 fn length(file: &File, path: &Path) -> Result<u64> {
     Ok(file.metadata().map_err(Error::io("read", path))?.len())
 }
@@ -71,6 +71,8 @@ struct Opening<'a> {
     number: u32,
     manifest: &'a Manifest,
     paths: ShardPaths,
+    rows_file: Option<StoredFile>,
+    ids_file: Option<StoredFile>,
     damage: Vec<Damage>,
 }
 
@@ -80,6 +82,8 @@ impl<'a> Opening<'a> {
             number,
             manifest,
             paths: ShardPaths::new(store, number),
+            rows_file: None,
+            ids_file: None,
             damage: Vec::new(),
         }
     }
@@ -89,16 +93,31 @@ impl<'a> Opening<'a> {
     }
 
     /// Opens a file that must be there.
-    fn open(&mut self, part: Part) -> Result<Option<File>> {
+    fn open(&mut self, part: Part) -> Result<Option<Arc<File>>> {
         let path = self.paths.of(part);
-        match File::open(path) {
-            Ok(file) => Ok(Some(file)),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                self.note(part, MISSING);
-                Ok(None)
-            }
-            Err(error) => Err(Error::io("open", path)(error)),
+        let slot = match part {
+            Part::Ids => &mut self.ids_file,
+            _ => &mut self.rows_file,
+        };
+        let opened = StoredFile::open(path)?;
+        let file = opened.map(|(stored, file)| {
+            *slot = Some(stored);
+            file
+        });
+        if file.is_none() {
+            self.note(part, MISSING);
         }
+        Ok(file)
+    }
+
+    /// Notes a file that is not as long as its rows take.
+    fn check_length(&mut self, part: Part, file: &File, expected: u64, rows: u64) -> Result<bool> {
+        let got = length(file, self.paths.of(part))?;
+        if got != expected {
+            let problem = format!("expected {expected} bytes for {rows} rows, got {got}");
+            self.note(part, problem);
+        }
+        Ok(got == expected)
     }
 
     /// Compares the header, unless the file ends inside it: its length says so already.
@@ -148,22 +167,19 @@ impl<'a> Opening<'a> {
         }
     }
 
-    fn found(self, first_row: u64, parts: Option<(Vec<Record>, [Option<File>; 2])>) -> Found {
-        let Self {
-            number,
-            paths,
-            damage,
-            ..
-        } = self;
-        let shard = parts.map(|(records, [rows_file, ids_file])| Shard {
-            number,
+    fn found(self, first_row: u64, records: Option<Vec<Record>>) -> Found {
+        let shard = records.map(|records| Shard {
+            number: self.number,
             first_row,
             records,
-            paths,
-            rows_file,
-            ids_file,
+            paths: self.paths,
+            rows_file: self.rows_file,
+            ids_file: self.ids_file,
         });
-        Found { shard, damage }
+        Found {
+            shard,
+            damage: self.damage,
+        }
     }
 }
 
@@ -197,32 +213,27 @@ impl Shard {
         let mut opening = Opening::new(store, number, manifest);
         let chunks = rows.div_ceil(layout.chunk_rows());
         let log_bytes = chunks * RECORD_BYTES as u64;
-        let lengths = [
-            (
-                Part::Rows,
-                HEADER_BYTES as u64 + rows * layout.row_bytes() as u64,
-            ),
-            (Part::Ids, rows * 8),
-            (Part::Log, log_bytes),
-        ];
-        let mut files = [None, None, None];
-        for (slot, (part, expected)) in files.iter_mut().zip(lengths) {
-            let Some(file) = opening.open(part)? else {
-                continue;
-            };
-            let got = length(&file, opening.paths.of(part))?;
-            if got != expected {
-                let problem = format!("expected {expected} bytes for {rows} rows, got {got}");
-                opening.note(part, problem);
-            }
-            // A log of another length is not read at all.
-            *slot = (part != Part::Log || got == expected).then_some(file);
+        let rows_bytes = HEADER_BYTES as u64 + rows * layout.row_bytes() as u64;
+        let rows_file = opening.open(Part::Rows)?;
+        if let Some(file) = &rows_file {
+            opening.check_length(Part::Rows, file, rows_bytes, rows)?;
         }
-        let [rows_file, ids_file, log_file] = files;
+        if let Some(file) = opening.open(Part::Ids)? {
+            opening.check_length(Part::Ids, &file, rows * 8, rows)?;
+        }
+        let log_file = paths::open_file(&opening.paths.log)?;
+        let log_whole = match &log_file {
+            Some(file) => opening.check_length(Part::Log, file, log_bytes, rows)?,
+            None => {
+                opening.note(Part::Log, MISSING);
+                false
+            }
+        };
         if let Some(file) = &rows_file {
             opening.check_header(file)?;
         }
-        let records = match log_file {
+        // A log of another length is not read at all.
+        let records = match log_file.filter(|_| log_whole) {
             Some(file) => opening.closed_records(&file, log_bytes, closed.log_crc32)?,
             None => None,
         };
@@ -238,10 +249,7 @@ impl Shard {
             }
             whole
         });
-        Ok(opening.found(
-            first_row,
-            records.map(|records| (records, [rows_file, ids_file])),
-        ))
+        Ok(opening.found(first_row, records))
     }
 
     /// Opens the shard that an unfinished store was writing; none if nothing is committed in it.
@@ -254,17 +262,13 @@ impl Shard {
     ) -> Result<Found> {
         let layout = &manifest.layout;
         let mut opening = Opening::new(store, number, manifest);
-        let log_file = match File::open(&opening.paths.log) {
-            Ok(file) => file,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                // The log is made before the first row is written, so rows without it lost it.
-                let rows = opening.paths.rows.metadata();
-                if rows.is_ok_and(|rows| rows.len() > HEADER_BYTES as u64) {
-                    opening.note(Part::Log, MISSING);
-                }
-                return Ok(opening.found(first_row, None));
+        let Some(log_file) = paths::open_file(&opening.paths.log)? else {
+            // The log is made before the first row is written, so rows without it lost it.
+            let rows = opening.paths.rows.metadata();
+            if rows.is_ok_and(|rows| rows.len() > HEADER_BYTES as u64) {
+                opening.note(Part::Log, MISSING);
             }
-            Err(error) => return Err(Error::io("open", &opening.paths.log)(error)),
+            return Ok(opening.found(first_row, None));
         };
         let log_bytes = length(&log_file, &opening.paths.log)?;
         if log_bytes < RECORD_BYTES as u64 {
@@ -306,8 +310,7 @@ impl Shard {
             }
         }
         opening.check_header(&rows_file)?;
-        let files = [Some(rows_file), ids_file];
-        Ok(opening.found(first_row, records.map(|records| (records, files))))
+        Ok(opening.found(first_row, records))
     }
 
     /// How many rows are committed.
@@ -368,8 +371,8 @@ impl Shard {
     ) -> Opened<()> {
         let rows = self.chunk(chunk, layout);
         let start = HEADER_BYTES as u64 + rows.start * layout.row_bytes() as u64 + offset;
-        let file = self.file(&self.rows_file, Part::Rows)?;
-        self.read_exact(file, start, bytes, (Part::Rows, chunk, rows))
+        let file = self.file(Part::Rows)?;
+        self.read_exact(&file, start, bytes, (Part::Rows, chunk, rows))
     }
 
     /// Reads bytes that a part of the chunk must have.
@@ -393,9 +396,9 @@ impl Shard {
     pub(crate) fn read_ids(&self, chunk: u64, layout: &Layout) -> Opened<(Vec<u64>, Vec<Damage>)> {
         let rows = self.chunk(chunk, layout);
         let mut bytes = vec![0; (rows.end - rows.start) as usize * 8];
-        let file = self.file(&self.ids_file, Part::Ids)?;
+        let file = self.file(Part::Ids)?;
         let place = (Part::Ids, chunk, rows.clone());
-        self.read_exact(file, rows.start * 8, &mut bytes, place)?;
+        self.read_exact(&file, rows.start * 8, &mut bytes, place)?;
         let wrong = self.parts(&rows).filter(|(part, record)| {
             let (start, end) = (
                 (part.start - rows.start) as usize,
@@ -410,34 +413,59 @@ impl Shard {
         Ok((ids.collect(), damage))
     }
 
-    fn file<'a>(&self, file: &'a Option<File>, part: Part) -> Opened<&'a File> {
-        file.as_ref()
-            .ok_or_else(|| Refusal::Damaged(Damage::shard(self.number, part, MISSING)))
+    /// The file of the rows or of the ids, open.
+    fn file(&self, part: Part) -> Opened<Arc<File>> {
+        let stored = match part {
+            Part::Ids => &self.ids_file,
+            _ => &self.rows_file,
+        };
+        let file = match stored {
+            Some(stored) => stored.get()?,
+            None => Err(MISSING),
+        };
+        file.map_err(|problem| Refusal::Damaged(Damage::shard(self.number, part, problem)))
+    }
+
+    /// How many whole rows or ids a file holds as it is now.
+    fn held_in(&self, part: Part, file: &File, layout: &Layout) -> Result<u64> {
+        let bytes = length(file, self.paths.of(part))?;
+        Ok(match part {
+            Part::Ids => bytes / 8,
+            _ => bytes.saturating_sub(HEADER_BYTES as u64) / layout.row_bytes() as u64,
+        })
     }
 
     /// How many whole rows, and how many ids, the files hold as they are now.
     pub(crate) fn held(&self, layout: &Layout) -> Result<(u64, u64)> {
-        let bytes = |file: &Option<File>, path| match file {
-            Some(file) => length(file, path),
-            None => Ok(0),
+        let held = |part| match self.file(part) {
+            Ok(file) => self.held_in(part, &file, layout),
+            Err(Refusal::Damaged(_)) => Ok(0),
+            Err(Refusal::Failed(error)) => Err(error),
         };
-        let rows = bytes(&self.rows_file, &self.paths.rows)?.saturating_sub(HEADER_BYTES as u64);
-        let ids = bytes(&self.ids_file, &self.paths.ids)?;
-        Ok((rows / layout.row_bytes() as u64, ids / 8))
+        Ok((held(Part::Rows)?, held(Part::Ids)?))
     }
 
     /// Compares the lengths and the header of an open shard again, as they are now.
     pub(crate) fn check_files(&self, manifest: &Manifest) -> Result<Vec<Damage>> {
         let mut damage = Vec::new();
-        let (rows, ids) = self.held(&manifest.layout)?;
-        for (part, held) in [(Part::Rows, rows), (Part::Ids, ids)] {
+        for part in [Part::Rows, Part::Ids] {
+            let file = match self.file(part) {
+                Ok(file) => file,
+                Err(Refusal::Damaged(found)) => {
+                    damage.push(found);
+                    continue;
+                }
+                Err(Refusal::Failed(error)) => return Err(error),
+            };
+            let held = self.held_in(part, &file, &manifest.layout)?;
             if held < self.rows() {
                 let problem = format!("expected {} committed rows, got {held}", self.rows());
                 damage.push(Damage::shard(self.number, part, problem));
             }
-        }
-        if let Some(file) = &self.rows_file {
-            damage.extend(wrong_header(file, &self.paths.rows, self.number, manifest)?);
+            if part == Part::Rows {
+                let path = &self.paths.rows;
+                damage.extend(wrong_header(&file, path, self.number, manifest)?);
+            }
         }
         Ok(damage)
     }

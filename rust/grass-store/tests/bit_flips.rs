@@ -155,7 +155,10 @@ fn judge(path: &Path, case: &str) -> Result<Content, String> {
     read.map_err(|error| {
         let loud = matches!(
             error,
-            Error::Corrupt { .. } | Error::Format { .. } | Error::NotFound { .. }
+            Error::Corrupt { .. }
+                | Error::Format { .. }
+                | Error::NotFound { .. }
+                | Error::Repair { .. }
         );
         assert!(loud, "{case}: {error}");
         error.to_string()

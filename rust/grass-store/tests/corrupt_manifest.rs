@@ -38,6 +38,14 @@ fn an_honest_forgery_is_accepted() {
 fn no_manifest() {
     let (folder, path) = store();
     fs::remove_file(path.join("manifest.json")).unwrap();
+    let error = StoreReader::open(&path).unwrap_err();
+    assert!(matches!(error, Error::Repair { .. }));
+    let words = format!(
+        "copy manifest.copy.json is there: run grass-rs repair {}",
+        path.display()
+    );
+    assert!(error.to_string().ends_with(&words), "{error}");
+    fs::remove_file(path.join("manifest.copy.json")).unwrap();
     for (path, words) in [
         (path.clone(), "a folder without one"),
         (folder.path().join("nowhere"), "found nothing"),

@@ -216,11 +216,11 @@ def bad_specs() -> Iterator[tuple[Any, dict[str, Any], str]]:
     yield [grass.Column("a", 0, 1, {"x": {1}})], {}, "not made of JSON values"
     yield [grass.Column("a", 0, 1, {"x": np.nan})], {}, "not made of JSON values"
     yield columns(3), {"dtype": "float61"}, "store dtype must be one of .* did you mean 'float16'"
-    yield columns(3), {"commit_bytes": 0}, "commit_bytes must be at least 1, got 0"
+    yield columns(3), {"commit_bytes": 0}, "commit_bytes must be a whole number from 1 .* got 0"
     yield columns(3), {"commit_seconds": -1.0}, "commit_seconds must be at least 0, got -1"
     yield columns(3), {"writer": 2, "writers": 2}, "1 to 100000 writers .* got writer 2 of 2"
-    yield columns(3), {"writer": -1}, "got writer -1 of 1"
-    yield columns(3), {"writers": 100_001}, "got writer 0 of 100001"
+    yield columns(3), {"writer": -1}, "writer must be a whole number from 0 to 99999, got -1"
+    yield columns(3), {"writers": 100_001}, "writers must be a whole number from 1 to 100000, got"
     yield columns(3), {"commit_seconds": np.nan}, "commit_seconds must be at least 0, got NaN"
 
 

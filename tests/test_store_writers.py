@@ -253,3 +253,110 @@ def test_a_shard_that_is_not_of_the_store_is_found(tmp_path: Path) -> None:
         shutil.copyfile(tmp_path / f"s/shard-00000.{kind}", tmp_path / f"s/shard-00003.{kind}")
     with pytest.raises(grass.CorruptStoreError, match="does not list this shard"):
         grass.open_store(tmp_path / "s")
+
+
+def deep(levels: int) -> dict[str, Any]:
+    """Return objects inside one another, made without recursion."""
+    spec: dict[str, Any] = {}
+    for _ in range(levels):
+        spec = {"a": spec}
+    return spec
+
+
+def column(**changes: Any) -> dict[str, Any]:
+    """Return the argument for one column with changes."""
+    return {
+        "columns": [grass.Column(**{"name": "a", "offset": 0, "width": 3, "spec": {}, **changes})]
+    }
+
+
+SURROGATE = "\ud800"
+
+REFUSED: list[tuple[dict[str, Any], str]] = [
+    *(
+        (
+            {"commit_bytes": value},
+            "commit_bytes must be a whole number from 1 to 18446744073709551615",
+        )
+        for value in (2**70, 1.5, True, "x", None, -1)
+    ),
+    *(
+        ({"commit_seconds": value}, "commit_seconds must be (a number from|at least) 0, got")
+        for value in (float("nan"), -1, -(10**400), -float("inf"), "x", True, None, 1j)
+    ),
+    *(
+        ({"writer": value, "writers": 2}, "writer must be a whole number from 0 to 99999, got")
+        for value in (0.0, "0", True, None, 2**70)
+    ),
+    *(
+        ({"writers": value}, "writers must be a whole number from 1 to 100000, got")
+        for value in (1.5, "2", True, None, 2**70, 0)
+    ),
+    *(
+        ({"fingerprints": value}, "fingerprints must be a mapping of str to str, got")
+        for value in (
+            {1: "a"},
+            {"a": 1},
+            {"a": None},
+            {"a": SURROGATE},
+            {SURROGATE: "a"},
+            ["a"],
+            "ab",
+            3,
+        )
+    ),
+    *(({"resume": value}, "resume must be True or False, got") for value in ("no", 1, None)),
+    *(({"dtype": value}, "store dtype must be one of") for value in (None, 3, ["int8"])),
+    *(
+        ({"path": value}, "path must be a str or a path that the system can name, got")
+        for value in ("a\0b", SURROGATE, b"x", 3, None)
+    ),
+    *(({"columns": value}, "expected a sequence of Column") for value in (None, 3)),
+    *(({"columns": value}, "expected a Column whose name is text") for value in ([1], "ab", ["a"])),
+    *(
+        (column(name=value), "expected a Column whose name is text")
+        for value in (1, None, SURROGATE)
+    ),
+    *(
+        (column(width=value), "width of column 'a' must be a whole number")
+        for value in (3.5, True, -3, 2**70, "3", None)
+    ),
+    *((column(offset=value), "column 'a' has offset .*, expected 0") for value in ("0", None, -1)),
+    *(
+        (column(spec=value), "column 'a' has a spec that is not made of JSON values")
+        for value in (deep(100_000), {"a": object()}, {("a",): 1}, {"a": float("nan")})
+    ),
+    *(
+        (column(spec=value), "a spec that is not a JSON object")
+        for value in ([1], None, {"a": SURROGATE})
+    ),
+    (column(spec=deep(70)), "more than 64 levels"),
+    ({"columns": [*columns(3), grass.Column("layer0", 3, 3, {})]}, '"layer0" is there twice'),
+]
+
+
+@pytest.mark.parametrize(("changes", "words"), REFUSED)
+def test_an_argument_of_no_use_is_one_clear_line(
+    tmp_path: Path, changes: dict[str, Any], words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(grass.SpecError, match=words) as caught:
+        grass.create_store(**{"path": "s", "columns": columns(3), **changes})
+    assert "\n" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_arguments_may_be_of_any_type_of_their_kind(tmp_path: Path) -> None:
+    for number, seconds in enumerate((float("inf"), 10**400, np.float32(2), 0)):
+        writer = grass.create_store(
+            tmp_path / str(number),
+            (column for column in columns(3)),  # type: ignore[arg-type]
+            resume=np.bool_(True),  # type: ignore[arg-type]  # noqa: FBT003 - a bool of NumPy
+            commit_bytes=np.int64(1),  # type: ignore[arg-type]
+            commit_seconds=seconds,
+            writer=np.uint8(1),  # type: ignore[arg-type]
+            writers=np.int32(2),  # type: ignore[arg-type]
+        )
+        writer.append(numbers(2, 3), [1, 2])
+        writer.close()
+        np.testing.assert_array_equal(grass.open_store(tmp_path / str(number)).ids, [1, 2])

@@ -3,46 +3,63 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, TypeAlias
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from grass_rs import _native
-from grass_rs.errors import SpecError
+from grass_rs.errors import SpecError, whole_number
 from grass_rs.types import Column
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
     from os import PathLike
 
 NativeColumn: TypeAlias = "tuple[str, int, str]"
 """Name, width, and spec as JSON."""
 
 
-def to_native(columns: Sequence[Column]) -> list[NativeColumn]:
+def _is_text(value: Any) -> bool:
+    """Whether a value is a str that UTF-8 has bytes for, as it has none for half a surrogate pair."""
+    return isinstance(value, str) and value == value.encode(errors="ignore").decode()
+
+
+def to_native(columns: Iterable[Column]) -> list[NativeColumn]:
     """Return columns as the native module takes them.
 
     Raises
     ------
     SpecError
-        If there is a gap or an overlap between columns, or a spec is not made of JSON values.
+        If they are no columns with a name and a width, there is a gap or an overlap between them,
+        or a spec is not made of JSON values.
 
     """
+    if not isinstance(columns, Iterable):
+        raise SpecError(
+            f"store columns: expected a sequence of Column, got {columns!r}: give one a block"
+        )
     native = []
     offset = 0
-    for column in columns:
+    for index, column in enumerate(columns):
+        if not isinstance(column, Column) or not _is_text(column.name):
+            raise SpecError(
+                f"store columns: expected a Column whose name is text, got {column!r} at {index}: give one "
+                f"a block"
+            )
+        width = whole_number(f"store columns: width of column {column.name!r}", column.width)
         if column.offset != offset:
             raise SpecError(
-                f"store columns: column {column.name!r} has offset {column.offset}, expected {offset}, the "
+                f"store columns: column {column.name!r} has offset {column.offset!r}, expected {offset}, the "
                 f"widths of the columns before: leave no gap between columns"
             )
-        offset += column.width
+        offset += width
         try:
             spec = json.dumps(column.spec, allow_nan=False)
-        except (TypeError, ValueError) as error:
+        except (RecursionError, TypeError, ValueError) as error:
             raise SpecError(
                 f"store columns: column {column.name!r} has a spec that is not made of JSON values "
                 f"({error}): give the spec of its compressor"
             ) from error
-        native.append((column.name, column.width, spec))
+        native.append((column.name, width, spec))
     return native
 
 
@@ -54,6 +71,27 @@ def from_native(native: Sequence[NativeColumn]) -> tuple[Column, ...]:
         columns.append(Column(name=name, offset=offset, width=width, spec=json.loads(spec)))
         offset += width
     return tuple(columns)
+
+
+def fingerprints_to_native(fingerprints: Mapping[str, str]) -> dict[str, str]:
+    """Return fingerprints as the native module takes them.
+
+    Raises
+    ------
+    SpecError
+        If they are no mapping of text to text.
+
+    """
+    if not isinstance(fingerprints, Mapping):
+        raise SpecError(
+            f"fingerprints must be a mapping of str to str, got {fingerprints!r}: give a dict"
+        )
+    for name, value in fingerprints.items():
+        if not _is_text(name) or not _is_text(value):
+            raise SpecError(
+                f"fingerprints must be a mapping of str to str, got {name!r}: {value!r}: give text"
+            )
+    return dict(fingerprints)
 
 
 def check_same_columns(

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import os
 import weakref
+from numbers import Real
 from os import fspath
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
+import numpy as np
+
 from grass_rs import _native
-from grass_rs.errors import ShapeError, SpecError, unknown_name
+from grass_rs.errors import ShapeError, SpecError, unknown_name, whole_number
 from grass_rs.store.arrays import as_ids, as_rows
-from grass_rs.store.columns import to_native
+from grass_rs.store.columns import fingerprints_to_native, to_native
 from grass_rs.store.reader import Store, open_store
 
 if TYPE_CHECKING:
@@ -19,7 +23,6 @@ if TYPE_CHECKING:
     from os import PathLike
     from types import TracebackType
 
-    import numpy as np
     from numpy.typing import ArrayLike, NDArray
     from typing_extensions import Self
 
@@ -136,6 +139,9 @@ class StoreWriter:
         ------
         DataError
             If a skipped id has a row, or an id has a row of two writers: the store stays unfinished.
+        StoreLockedError
+            If another process keeps the manifest: the writer goes on as before, and `finish` can be
+            called again. So can `append`, which changes the manifest of a finished store.
         StoreError
             If the rows cannot be written.
 
@@ -164,6 +170,29 @@ class StoreWriter:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def _as_path(path: Any) -> Path:
+    try:
+        text = fspath(path)
+        if isinstance(text, str) and b"\0" not in os.fsencode(text):
+            return Path(text)
+    except (TypeError, UnicodeEncodeError):
+        pass
+    raise SpecError(
+        f"path must be a str or a path that the system can name, got {path!r}: give another folder"
+    )
+
+
+def _as_seconds(seconds: Any) -> float:
+    if isinstance(seconds, bool) or not isinstance(seconds, Real):
+        raise SpecError(
+            f"commit_seconds must be a number from 0, got {seconds!r}: the default is 30"
+        )
+    try:
+        return float(seconds)
+    except OverflowError:  # of an int, so long that it is for ever
+        return math.inf if seconds == abs(seconds) else -math.inf
 
 
 def create_store(
@@ -202,7 +231,8 @@ def create_store(
     resume
         Whether to go on with a store that is there, after cutting off what was not committed.
     commit_bytes, commit_seconds
-        Commit when rows of so many bytes wait, or, at an append, so many seconds have passed.
+        Commit when rows of so many bytes wait, or, at an append, so many seconds have passed;
+        infinitely many seconds are never.
     writer, writers
         The number of this writer, from 0, and how many there are. Writer `w` writes the shards
         `w`, `w + writers`, `w + 2 * writers` and so on. Once nobody writes the store, it may be
@@ -211,7 +241,8 @@ def create_store(
     Raises
     ------
     SpecError
-        If the dtype is unknown, no row can have these columns, or there is no such writer.
+        If the dtype is unknown, no row can have these columns, there is no such writer, or another
+        argument is none of its kind.
     StoreExistsError
         If there is anything at the path and `resume` is false.
     StoreMismatchError
@@ -227,24 +258,25 @@ def create_store(
     """
     if dtype not in DTYPES:
         raise SpecError(unknown_name("store dtype", dtype, DTYPES))
-    if commit_bytes < 1:
-        raise SpecError(
-            f"commit_bytes must be at least 1, got {commit_bytes}: the default is 64 MiB"
-        )
-    if not 0 <= writer < writers <= MAX_WRITERS:
+    if not isinstance(resume, (bool, np.bool_)):
+        raise SpecError(f"resume must be True or False, got {resume!r}")
+    writers = whole_number("writers", writers, 1, MAX_WRITERS)
+    writer = whole_number("writer", writer, 0, MAX_WRITERS - 1)
+    if writer >= writers:
         raise SpecError(
             f"a store has 1 to {MAX_WRITERS} writers numbered from 0, got writer {writer} of "
             f"{writers}: give writer < writers"
         )
+    folder = _as_path(path)
     native = _native.StoreWriter(
-        path=path,
+        path=folder,
         columns=to_native(columns),
         dtype=dtype,
-        fingerprints=dict(fingerprints or {}),
-        resume=resume,
-        commit_bytes=commit_bytes,
-        commit_seconds=commit_seconds,
+        fingerprints=fingerprints_to_native({} if fingerprints is None else fingerprints),
+        resume=bool(resume),
+        commit_bytes=whole_number("commit_bytes", commit_bytes, 1),
+        commit_seconds=_as_seconds(commit_seconds),
         writer=writer,
         writers=writers,
     )
-    return StoreWriter(native, Path(fspath(path)))
+    return StoreWriter(native, folder)

@@ -5,6 +5,10 @@ use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt, FileTypeExt};
 use std::path::Path;
+use std::time::Duration;
+
+/// How long a call waits for others to change the manifest, which takes them a few disk syncs.
+const LOCK_WAIT: Duration = Duration::from_secs(10);
 
 /// A file system to write a store on.
 pub trait Disk: Debug + Send + Sync {
@@ -43,6 +47,21 @@ pub trait Disk: Debug + Send + Sync {
     /// # Errors
     /// What the system answers.
     fn sync_folder(&self, path: &Path) -> io::Result<()>;
+
+    /// Opens the file of a lock, and makes it where there is none: no part of the store.
+    ///
+    /// # Errors
+    /// What the system answers.
+    fn open_lock(&self, path: &Path) -> io::Result<File> {
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create(true).truncate(false);
+        options.open(path)
+    }
+
+    /// How long a call waits for the lock of the manifest while another holds it.
+    fn lock_wait(&self) -> Duration {
+        LOCK_WAIT
+    }
 }
 
 /// A file that is open for writing.

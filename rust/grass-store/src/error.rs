@@ -47,13 +47,17 @@ pub enum Error {
         /// What to do.
         hint: &'static str,
     },
-    /// Another writer holds the store.
-    #[error("the store {} is being written by {holder}: wait for it, or end it, and try again", path.display())]
+    /// Another writer holds the store, or another call its manifest.
+    #[error("the store {} is being {action} by {holder}: {hint}", path.display())]
     Locked {
         /// The store.
         path: PathBuf,
+        /// What is done to it.
+        action: &'static str,
         /// Who holds it, in words.
         holder: String,
+        /// What to do.
+        hint: &'static str,
     },
     /// The store was made with something else than what it is now opened with.
     #[error("the store {} does not fit: {difference}: use what the store was made with, or another path", path.display())]

@@ -46,6 +46,7 @@ mod layout;
 mod lock;
 mod manifest;
 mod merge;
+mod numbering;
 mod options;
 mod own_shards;
 mod paths;

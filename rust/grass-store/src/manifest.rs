@@ -128,6 +128,11 @@ impl Manifest {
         }
     }
 
+    /// Whether all writers have finished, which a complete store is not told of any more.
+    pub(crate) fn all_finished(&self) -> bool {
+        self.finished_writers.len() == self.writers as usize
+    }
+
     /// Makes a finished store unfinished: more rows are to come.
     pub(crate) fn unfinish(&mut self) {
         self.complete = false;
@@ -146,16 +151,17 @@ impl Manifest {
     /// change is lost, and returns it.
     ///
     /// # Errors
-    /// [`Error::Locked`] if another writer keeps its lock for long; those of reading and writing.
+    /// [`Error::Locked`] if another keeps its lock for long: `change` was not called then; those of
+    /// reading, changing and writing.
     pub(crate) fn edit(
         disk: &dyn Disk,
         folder: &Path,
-        change: impl FnOnce(&mut Self),
+        change: impl FnOnce(&mut Self) -> Result<()>,
     ) -> Result<Self> {
-        let _lock = ManifestLock::take(folder)?;
+        let _lock = ManifestLock::take(disk, folder)?;
         let stored = Self::read(folder)?;
         let mut manifest = stored.clone();
-        change(&mut manifest);
+        change(&mut manifest)?;
         if manifest != stored {
             manifest.write(disk, folder)?;
         }

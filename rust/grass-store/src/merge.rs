@@ -75,7 +75,7 @@ pub fn merge(sources: &[PathBuf], path: &Path, disk: &dyn Disk, workers: &Worker
         paths::make_folder(disk, path)?;
         paths::refuse_foreign_files(path, is_copy)?;
     }
-    let _changing = ManifestLock::take(path)?;
+    let _changing = ManifestLock::take(disk, path)?;
     if new {
         paths::refuse_foreign_files(path, is_copy)?;
     }
@@ -90,7 +90,7 @@ pub fn merge(sources: &[PathBuf], path: &Path, disk: &dyn Disk, workers: &Worker
             (manifest, damage)
         }
     };
-    let _lock = WriterLock::take(path, 0, 1, false)?;
+    let _lock = WriterLock::take(disk, path, 0, 1)?;
     Error::unless_whole(path, damage)?;
     let merge = Merge {
         disk,
@@ -373,6 +373,10 @@ impl Merge<'_> {
     /// has no rows until its log takes its place.
     fn put_in_place(&self, new: bool, ids: &[u64]) -> Result<()> {
         let mut manifest = self.target.clone();
+        if !self.copies.is_empty() {
+            // As a lone writer: a group that goes on with what was interrupted begins above all shards.
+            manifest.writers = 1;
+        }
         if !self.copies.is_empty() && (new || manifest.complete) {
             manifest.complete = false;
             manifest.write(self.disk, self.path)?;

@@ -3,12 +3,13 @@
 use std::path::Path;
 
 use crate::disk::Disk;
-use crate::error::{Error, Result};
-use crate::manifest::{ClosedShard, MAX_SHARD, Manifest};
+use crate::error::Result;
+use crate::layout::Layout;
+use crate::manifest::{ClosedShard, Manifest};
+use crate::numbering::Numbers;
 use crate::options::WriterOptions;
-use crate::paths;
 use crate::shard::Shard;
-use crate::shard_writer::{self, ShardWriter};
+use crate::shard_writer::ShardWriter;
 
 #[derive(Debug, Default)]
 pub(crate) struct OwnShards {
@@ -16,6 +17,8 @@ pub(crate) struct OwnShards {
     current: Option<ShardWriter>,
     /// Others that a store has open for this writer, where another number of writers began them.
     others: Vec<ShardWriter>,
+    /// Closed ones that the manifest does not list yet: until then they are as good as open.
+    closed: Vec<ClosedShard>,
 }
 
 impl OwnShards {
@@ -69,55 +72,41 @@ impl OwnShards {
         manifest: &Manifest,
         options: &WriterOptions,
     ) -> Result<()> {
-        let listed = manifest.shards.iter().map(|shard| shard.number);
-        let open = self.others.iter().map(ShardWriter::number);
-        let last = listed
-            .chain(open)
-            .filter(|&number| options.owns(number))
-            .max();
-        let number = last.map_or(options.writer, |last| last + options.writers);
-        if number > MAX_SHARD {
-            return Err(Error::TooManyShards {
-                path: store.to_path_buf(),
-            });
-        }
+        let others = self.others.iter().map(ShardWriter::number);
+        let closed = self.closed.iter().map(|shard| shard.number);
+        let numbers = Numbers::find(store, manifest, others.chain(closed))?;
+        let number = numbers.next(options.writer, options.writers)?;
         let shard = ShardWriter::create(&*options.disk, store, number, manifest)?;
         self.current = Some(shard);
         Ok(())
     }
 
-    /// Closes the shard that rows are added to, and returns what the manifest is to list of it.
-    pub(crate) fn close_current(
-        &mut self,
-        disk: &dyn Disk,
-        manifest: &Manifest,
-    ) -> Result<Option<ClosedShard>> {
+    /// Closes the shard that rows are added to, and says whether there was one.
+    pub(crate) fn close_current(&mut self, disk: &dyn Disk, layout: &Layout) -> Result<bool> {
         // One without rows, which a cancelled call leaves, is no shard yet.
-        let current = self.current.take().filter(|shard| shard.rows() > 0);
-        let closed = current.map(|shard| shard.close(disk, &manifest.layout));
-        closed.transpose()
+        let Some(current) = self.current.take().filter(|shard| shard.rows() > 0) else {
+            return Ok(false);
+        };
+        self.closed.push(current.close(disk, layout)?);
+        Ok(true)
     }
 
-    /// Closes all shards, removes files of shards without rows, and returns what the manifest is
-    /// to list.
-    pub(crate) fn close_all(
-        &mut self,
-        store: &Path,
-        manifest: &Manifest,
-        options: &WriterOptions,
-    ) -> Result<Vec<ClosedShard>> {
-        let disk = &*options.disk;
-        let others = std::mem::take(&mut self.others).into_iter();
-        let mut closed = others
-            .map(|shard| shard.close(disk, &manifest.layout))
-            .collect::<Result<Vec<_>>>()?;
-        closed.extend(self.close_current(disk, manifest)?);
-        for number in paths::shard_numbers(store)? {
-            let known = manifest.lists(number) || closed.iter().any(|shard| shard.number == number);
-            if options.owns(number) && !known {
-                shard_writer::remove(disk, store, number)?;
-            }
+    /// Closes all shards.
+    pub(crate) fn close_all(&mut self, disk: &dyn Disk, layout: &Layout) -> Result<()> {
+        for shard in std::mem::take(&mut self.others) {
+            self.closed.push(shard.close(disk, layout)?);
         }
-        Ok(closed)
+        self.close_current(disk, layout)?;
+        Ok(())
+    }
+
+    /// The closed shards that the manifest is to list.
+    pub(crate) fn closed(&self) -> &[ClosedShard] {
+        &self.closed
+    }
+
+    /// Takes the closed shards for listed.
+    pub(crate) fn listed(&mut self) {
+        self.closed.clear();
     }
 }

@@ -153,6 +153,10 @@ impl StoreReader {
         &self.shards
     }
 
+    pub(crate) fn into_shards(self) -> Vec<Shard> {
+        self.shards
+    }
+
     /// The ids of all rows, in their order.
     ///
     /// # Errors

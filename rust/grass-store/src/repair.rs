@@ -49,8 +49,8 @@ pub struct Repaired {
 /// [`Error::Io`]; [`Error::Core`] when cancelled.
 pub fn repair(path: &Path, disk: &dyn Disk, workers: &Workers) -> Result<Repaired> {
     check_store(path)?;
-    let _changing = ManifestLock::take(path)?;
-    let _lock = WriterLock::take(path, 0, 1, false)?;
+    let _changing = ManifestLock::take(disk, path)?;
+    let _lock = WriterLock::take(disk, path, 0, 1)?;
     // The names that an interrupted repair gave and took, its journal's too, may be in memory alone.
     paths::sync_folder(disk, path)?;
     if let Some(journal) = Journal::read(path)? {

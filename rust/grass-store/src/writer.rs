@@ -10,10 +10,12 @@ use crate::id_set::{IdSet, repeated};
 use crate::layout::Layout;
 use crate::lock::{ManifestLock, WriterLock};
 use crate::manifest::Manifest;
+use crate::numbering::{self, Numbers};
 use crate::options::{StoreSpec, WriterOptions, check_same};
 use crate::own_shards::OwnShards;
 use crate::paths;
-use crate::reader::{StoreReader, look};
+use crate::reader::StoreReader;
+use crate::shard::Shard;
 use crate::shard_writer::Buffers;
 
 /// A writer of a store, alone or one of several. Dropping it leaves what was committed, like a
@@ -45,13 +47,14 @@ impl StoreWriter {
         spec: StoreSpec,
         options: WriterOptions,
     ) -> Result<Self> {
-        Self::open(path.into(), spec, options, false)
+        Self::open(path.into(), spec, options, None)
     }
 
     /// Opens a store to go on writing it, after cutting off what this writer had not committed;
     /// creates it where there is none, also where all writers of a group do so at once. A finished
     /// store may be opened too, and gets unfinished by the first commit of more rows. A store may
-    /// be resumed by another number of writers, once nobody is writing it.
+    /// be resumed by another number of writers, once nobody is writing it. Nothing in the folder
+    /// is changed, but for locks, before everything that can refuse the store was looked at.
     ///
     /// # Errors
     /// [`Error::Mismatch`] if it was made for something else, [`Error::Corrupt`], [`Error::Core`]
@@ -62,80 +65,67 @@ impl StoreWriter {
         options: WriterOptions,
         workers: &Workers,
     ) -> Result<Self> {
-        let mut writer = Self::open(path.into(), spec, options, true)?;
-        writer.read_ids(workers)?;
-        Ok(writer)
+        Self::open(path.into(), spec, options, Some(workers))
     }
 
-    fn open(path: PathBuf, spec: StoreSpec, options: WriterOptions, resume: bool) -> Result<Self> {
+    /// Opens or creates; `resume` has the workers that read the ids of a store that is there.
+    fn open(
+        path: PathBuf,
+        spec: StoreSpec,
+        options: WriterOptions,
+        resume: Option<&Workers>,
+    ) -> Result<Self> {
         options.check()?;
         let layout = Layout::new(spec.dtype, spec.columns)?;
         let disk = &*options.disk;
         let (writer, writers) = (options.writer, options.writers);
-        if !resume || is_absent(&path)? {
+        if resume.is_none() || is_absent(&path)? {
             paths::make_folder(disk, &path)?;
             // Before there is a lock file: a foreign folder stays as it is.
             match paths::refuse_foreign_files(&path, |_| false) {
-                Err(_) if resume && !is_absent(&path)? => {}
+                Err(_) if resume.is_some() && !is_absent(&path)? => {}
                 outcome => outcome?,
             }
         }
-        let _changing = ManifestLock::take(&path)?;
+        let changing = ManifestLock::take(disk, &path)?;
         let new = is_absent(&path)?;
-        if new || !resume {
+        if new || resume.is_none() {
             // Once more, now that nobody else can be creating it.
             paths::refuse_foreign_files(&path, |_| false)?;
         }
-        let mut manifest = match new {
-            true => Manifest::new(layout, spec.fingerprints),
-            false => {
-                let stored = Manifest::read(&path)?;
-                check_same(&path, &stored, &layout, &spec.fingerprints)?;
-                stored
+        if !new {
+            check_same(&path, &Manifest::read(&path)?, &layout, &spec.fingerprints)?;
+        }
+        let lock = WriterLock::take(disk, &path, writer, writers)?;
+        let (shards, ids) = match resume {
+            Some(workers) if !new => {
+                // Not before: until now the writer before this one may have committed more.
+                let store = StoreReader::open(&path)?;
+                // Others may change the manifest while ids are read, which may take long.
+                drop(changing);
+                let ids = known_ids(&store, writers, workers)?;
+                (store.into_shards(), ids)
+            }
+            _ => {
+                let mut manifest = Manifest::new(layout, spec.fingerprints);
+                manifest.writers = writers;
+                manifest.write(disk, &path)?;
+                drop(changing);
+                (Vec::new(), IdSet::default())
             }
         };
-        let regrouped = manifest.writers != writers;
-        let lock = WriterLock::take(&path, writer, writers, regrouped)?;
-        // Not before: until now the writer before this one may have committed more.
-        let (shards, damage) = match new {
-            true => (vec![], vec![]),
-            false => {
-                let (_, shards, damage) = look(&path)?;
-                (shards, damage)
-            }
-        };
-        Error::unless_whole(&path, damage)?;
-        if regrouped {
-            manifest.writers = writers;
-            manifest.finished_writers.clear();
-        }
-        if new || regrouped {
-            manifest.write(disk, &path)?;
-        }
-        manifest.mend(disk, &path)?;
+        let manifest = begin(&path, &options, &shards)?;
         Ok(Self {
             shards: OwnShards::reopen(shards, &manifest, &options)?,
             path,
             manifest,
             options,
-            ids: IdSet::default(),
+            ids,
             buffers: Buffers::default(),
             last_commit: Instant::now(),
             broken: None,
             _lock: lock,
         })
-    }
-
-    fn read_ids(&mut self, workers: &Workers) -> Result<()> {
-        for id in self.committed_ids(workers)? {
-            workers.check()?;
-            // Several writers learn of it when the last of them finishes.
-            if !self.ids.insert(id) && self.options.writers == 1 {
-                let problem = format!("id {id} is there twice");
-                return Err(Error::corrupt(&self.path, Damage::manifest(problem)));
-            }
-        }
-        Ok(())
     }
 
     /// The store's folder.
@@ -162,7 +152,8 @@ impl StoreWriter {
     ///
     /// # Errors
     /// [`Error::Shape`], [`Error::RepeatedId`], [`Error::Overflow`], [`Error::Core`] when cancelled;
-    /// [`Error::Io`] from writing, after which the writer is [`Error::Broken`].
+    /// [`Error::Locked`] if another keeps the manifest of a finished store, and the same call can be
+    /// made again; [`Error::Io`] from writing, after which the writer is [`Error::Broken`].
     pub fn append(&mut self, rows: &[f32], ids: &[u64], workers: &Workers) -> Result<()> {
         self.check_whole()?;
         let width = self.layout().width();
@@ -270,7 +261,8 @@ impl StoreWriter {
     ///
     /// # Errors
     /// [`Error::RepeatedId`] if a skipped id has a row, or if two writers wrote rows of one id: the
-    /// store then stays unfinished. Those of [`StoreWriter::commit`].
+    /// store then stays unfinished. [`Error::Locked`] if another keeps the manifest: the writer goes
+    /// on as before, and the same call can be made again. Those of [`StoreWriter::commit`].
     pub fn finish(&mut self, skipped_ids: &[u64]) -> Result<()> {
         self.check_whole()?;
         if let Some(&id) = skipped_ids.iter().find(|&&id| self.ids.contains(id)) {
@@ -281,7 +273,7 @@ impl StoreWriter {
             writer.commit_waiting()?;
             writer.list_finished(skipped_ids)
         })?;
-        while !self.manifest.complete && self.all_finished() {
+        while !self.manifest.complete && self.manifest.all_finished() {
             self.complete_checked()?;
         }
         Ok(())
@@ -289,28 +281,26 @@ impl StoreWriter {
 
     /// Lists what this writer has, and it as finished. Alone, that makes the store complete.
     fn list_finished(&mut self, skipped_ids: &[u64]) -> Result<()> {
-        let closed = self
-            .shards
-            .close_all(&self.path, &self.manifest, &self.options)?;
         let (writer, ids) = (self.options.writer, &self.ids);
-        self.manifest = Manifest::edit(&*self.options.disk, &self.path, |manifest| {
-            manifest.list(&closed);
+        let (disk, path, shards) = (&*self.options.disk, &self.path, &mut self.shards);
+        self.manifest = Manifest::edit(disk, path, |manifest| {
+            shards.close_all(disk, &manifest.layout)?;
+            manifest.list(shards.closed());
             manifest.skip(skipped_ids);
             manifest.skipped_ids.retain(|&id| !ids.contains(id));
+            if manifest.complete {
+                return Ok(());
+            }
             if manifest.writers == 1 {
+                Numbers::find(path, manifest, [])?.remove_empty(disk)?;
                 manifest.complete = true;
-                manifest.finished_writers.clear();
-            } else if !manifest.complete
-                && let Err(place) = manifest.finished_writers.binary_search(&writer)
-            {
+            } else if let Err(place) = manifest.finished_writers.binary_search(&writer) {
                 manifest.finished_writers.insert(place, writer);
             }
+            Ok(())
         })?;
+        self.shards.listed();
         Ok(())
-    }
-
-    fn all_finished(&self) -> bool {
-        self.manifest.finished_writers.len() == self.manifest.writers as usize
     }
 
     /// Makes a store complete whose writers have all finished, unless an id is in it twice. Ids are
@@ -324,24 +314,27 @@ impl StoreWriter {
             return Err(Error::RepeatedId { id, place });
         }
         self.guarded(|writer| {
-            writer.manifest = Manifest::edit(&*writer.options.disk, &writer.path, |manifest| {
-                let finished = manifest.finished_writers.len() == manifest.writers as usize;
-                if finished && manifest == seen.manifest() {
+            let (disk, path) = (&*writer.options.disk, &writer.path);
+            writer.manifest = Manifest::edit(disk, path, |manifest| {
+                if manifest.all_finished() && manifest == seen.manifest() {
                     let has_row = |id: &u64| with_rows.binary_search(id).is_ok();
                     manifest.skipped_ids.retain(|id| !has_row(id));
+                    Numbers::find(path, manifest, [])?.remove_empty(disk)?;
                     manifest.complete = true;
                     manifest.finished_writers.clear();
                 }
+                Ok(())
             })?;
             Ok(())
         })
     }
 
-    /// Runs a step that writes; an error stops the writer for good, but being cancelled does not.
+    /// Runs a step that writes; an error stops the writer for good. But being cancelled does not, nor
+    /// does waiting in vain for the manifest: nothing was written then.
     fn guarded<T>(&mut self, step: impl FnOnce(&mut Self) -> Result<T>) -> Result<T> {
         self.check_whole()?;
         step(self).inspect_err(|error| {
-            if !matches!(error, Error::Core(_)) {
+            if !matches!(error, Error::Core(_) | Error::Locked { .. }) {
                 self.broken = Some(error.to_string());
             }
         })
@@ -350,9 +343,23 @@ impl StoreWriter {
     /// Closes a full shard, and makes the next.
     fn begin_next_shard(&mut self) -> Result<()> {
         let disk = &*self.options.disk;
-        if let Some(closed) = self.shards.close_current(disk, &self.manifest)? {
+        if self.shards.close_current(disk, &self.manifest.layout)? {
             self.last_commit = Instant::now();
-            self.manifest = Manifest::edit(disk, &self.path, |manifest| manifest.list(&[closed]))?;
+        }
+        if !self.shards.closed().is_empty() {
+            let listed = Manifest::edit(disk, &self.path, |manifest| {
+                manifest.list(self.shards.closed());
+                Ok(())
+            });
+            match listed {
+                Ok(manifest) => {
+                    self.manifest = manifest;
+                    self.shards.listed();
+                }
+                // The next time will do: rows are taken already, so the call must not fail now.
+                Err(Error::Locked { .. }) => {}
+                Err(error) => return Err(error),
+            }
         }
         self.shards
             .begin_next(&self.path, &self.manifest, &self.options)?;
@@ -366,20 +373,62 @@ impl StoreWriter {
     }
 
     /// Makes a finished store unfinished for this writer's sake: its shards stay as they are, and
-    /// more come after them.
+    /// more come after them, also those of other writers.
     fn unfinish(&mut self) -> Result<()> {
-        let writer = self.options.writer;
-        self.manifest = Manifest::edit(&*self.options.disk, &self.path, |manifest| {
-            if manifest.complete {
+        let (writer, writers) = (self.options.writer, self.options.writers);
+        let (disk, path) = (&*self.options.disk, &self.path);
+        self.manifest = Manifest::edit(disk, path, |manifest| {
+            // All have finished without it being complete where this was interrupted before.
+            if manifest.complete || manifest.all_finished() {
+                let kept = Numbers::find(path, manifest, [])?.to_keep(manifest, writers)?;
                 manifest.complete = false;
-                manifest.finished_writers = (0..manifest.writers).collect();
+                manifest.writers = writers;
+                manifest.finished_writers = (0..writers).collect();
+                if !kept.is_empty() {
+                    // First: in a complete store, such a file is damage.
+                    manifest.write(disk, path)?;
+                    numbering::keep(disk, path, &kept)?;
+                }
             }
             manifest
                 .finished_writers
                 .retain(|&finished| finished != writer);
+            Ok(())
         })?;
         Ok(())
     }
+}
+
+/// The ids of a store that is opened for writing.
+fn known_ids(store: &StoreReader, writers: u32, workers: &Workers) -> Result<IdSet> {
+    let mut known = IdSet::default();
+    for id in store.ids(workers)? {
+        workers.check()?;
+        // Several writers learn of it when the last of them finishes.
+        if !known.insert(id) && writers == 1 {
+            let problem = format!("id {id} is there twice");
+            return Err(Error::corrupt(store.path(), Damage::manifest(problem)));
+        }
+    }
+    Ok(known)
+}
+
+/// Makes the manifest ready for a writer, and returns it. An unfinished store is from now on one of
+/// this number of writers, a finished one when they add rows.
+fn begin(path: &Path, options: &WriterOptions, shards: &[Shard]) -> Result<Manifest> {
+    let (disk, writers) = (&*options.disk, options.writers);
+    let _changing = ManifestLock::take(disk, path)?;
+    let mut manifest = Manifest::read(path)?;
+    if !manifest.complete && manifest.writers != writers {
+        let with_rows = shards.iter().map(|shard| shard.number);
+        let numbers = Numbers::find(path, &manifest, with_rows)?;
+        numbering::keep(disk, path, &numbers.to_keep(&manifest, writers)?)?;
+        manifest.writers = writers;
+        manifest.finished_writers.clear();
+        manifest.write(disk, path)?;
+    }
+    manifest.mend(disk, path)?;
+    Ok(manifest)
 }
 
 /// Whether there is no store at the path.

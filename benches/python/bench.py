@@ -27,6 +27,7 @@ import plots
 import processes
 import rivals
 import scaling
+import store_bergson
 import store_fisher
 import store_large
 import store_scoring
@@ -44,6 +45,7 @@ PARTS = {
     "fisher": store_fisher.measure,
     "writing": store_writing.measure,
     "large": store_large.measure,
+    "bergson": store_bergson.measure,
 }
 
 

@@ -23,49 +23,36 @@ MEMORY_BYTES = 256 * 2**20
 FISHER_BLOCKS = 3
 """So many Fisher blocks of the widest column come on top for influence."""
 
-SCORED_BYTES = 10 * 2**30
-SCORED_WIDTHS = [4096]
-INFLUENCE_BYTES = 2 * 2**30
-"""Several times the limit, and no more: the Fisher of ten GiB takes a minute."""
-INFLUENCE_WIDTHS = [2048] * 2
-INFLUENCE_BLOCKS = FISHER_BLOCKS * 4 * max(INFLUENCE_WIDTHS) ** 2
+LARGE_BYTES = 10 * 2**30
+WIDTHS = [2048] * 2
+FISHER_BYTES = FISHER_BLOCKS * 4 * max(WIDTHS) ** 2
 
 
 def measure() -> Iterator[Row]:
     """Measure stores whose rows are zeros that no disk holds."""
     with on_disk() as folder:
-        small, large, influence = (folder / name for name in ("small", "large", "influence"))
-        _write(small, 2**18, SCORED_WIDTHS)
-        _write(large, SCORED_BYTES, SCORED_WIDTHS)
-        _write(influence, INFLUENCE_BYTES, INFLUENCE_WIDTHS)
+        small, large = folder / "small", folder / "large"
+        _write(small, 2**18)
+        _write(large, LARGE_BYTES)
         calls = [partial(grass.open_store, path) for path in (small, large)]
         sizes = ("256 KiB", "10 GiB")
         for size, seconds in zip(sizes, medians(*calls), strict=True):
             yield Row(f"opening a store of {size}", seconds, "at most 20 ms", OPEN_SECONDS)
         if not Path("/proc/self/clear_refs").exists():
             return  # peak memory of a call can be read on Linux alone
-        yield Row(
-            "memory, 64 queries, store of 10 GiB",
-            _memory(large, "graddot", SCORED_WIDTHS),
-            "256 MiB",
-            MEMORY_BYTES,
-            unit="bytes",
-        )
-        yield Row(
-            "memory, influence of 64 queries, store of 2 GiB, 2 x 2048 columns",
-            _memory(influence, "influence", INFLUENCE_WIDTHS),
-            "256 MiB and 3 Fisher blocks",
-            MEMORY_BYTES + INFLUENCE_BLOCKS,
-            unit="bytes",
-        )
+        for method, limit, most in (
+            ("graddot", "256 MiB", MEMORY_BYTES),
+            ("influence", "256 MiB and 3 Fisher blocks", MEMORY_BYTES + FISHER_BYTES),
+        ):
+            grown = median_of_processes(
+                "scoring_memory", str(large), method, str(sum(WIDTHS)), processes=1
+            )
+            what = f"memory, {method} of 64 queries, store of 10 GiB"
+            yield Row(what, grown, limit, most, unit="bytes")
 
 
-def _write(path: Path, size: int, widths: list[int]) -> None:
+def _write(path: Path, size: int) -> None:
     """Write a store of so many bytes of rows, the first of which are no zeros, so that its Fisher is none."""
-    width = sum(widths)
+    width = sum(WIDTHS)
     n = size // (4 * width)
-    sparse_store.write(path, n, widths, rows_of(math.gcd(n, 16), width))
-
-
-def _memory(path: Path, method: str, widths: list[int]) -> float:
-    return median_of_processes("scoring_memory", str(path), method, str(sum(widths)), processes=1)
+    sparse_store.write(path, n, WIDTHS, rows_of(math.gcd(n, 16), width))

@@ -142,8 +142,7 @@ impl StoreWriter {
     ) -> PyResult<()> {
         let (rows, ids) = (elements(&rows, "append")?, elements(&ids, "append")?);
         self.with(py, rows.len(), |writer, workers| {
-            writer.layout().check_finite(rows, ids, workers)?;
-            writer.append(rows, ids, workers)
+            writer.append_finite(rows, ids, workers)
         })
     }
 

@@ -26,70 +26,83 @@ const HALF_RUN: usize = 64;
 /// Numbers looked at between two looks at the cancel flag.
 const CHECKED: usize = 1 << 18;
 
-/// The first row that has a number whose magnitude, as bits, is at least `limit`.
-fn first_row_reaching(
-    limit: u32,
-    rows: &[f32],
-    width: usize,
-    workers: &Workers,
-) -> Result<Option<usize>> {
-    let first = AtomicUsize::new(usize::MAX);
-    let reached = |values: &[f32]| convert::any_reaches(Path::current(), limit, values);
-    workers.for_each(rows.chunks(CHECKED).enumerate(), |(piece, values)| {
-        if reached(values) {
-            let place = values.iter().position(|value| reached(&[*value]));
-            let place = piece * CHECKED + place.unwrap_or_default();
-            first.fetch_min(place / width, Ordering::Relaxed);
-        }
-        Ok::<(), Error>(())
-    })?;
-    let first = first.into_inner();
-    Ok((first != usize::MAX).then_some(first))
+/// Which numbers rows may have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Numbers {
+    /// All but finite ones that the dtype cannot hold.
+    Any,
+    /// Finite ones that the dtype can hold.
+    Finite,
 }
 
 impl Layout {
-    /// Checks that rows, (n, width) row-major, are finite, which a store does not demand of its
-    /// rows but training does.
-    ///
-    /// # Errors
-    /// [`Error::NonFinite`] with the first such row's id, [`Error::Core`] when cancelled.
-    pub fn check_finite(&self, rows: &[f32], ids: &[u64], workers: &Workers) -> Result<()> {
-        let first = first_row_reaching(f32::INFINITY.to_bits(), rows, self.width(), workers)?;
-        match first.and_then(|row| ids.get(row)) {
-            Some(&id) => Err(Error::NonFinite { id }),
-            None => Ok(()),
+    /// The smallest finite magnitude that rounds to infinity, and the largest number; `None` where
+    /// every finite number has a place.
+    fn overflow(&self) -> Option<(f32, f32)> {
+        match self.dtype() {
+            Dtype::Float16 => Some((F16_OVERFLOW, f32::from(f16::MAX))),
+            Dtype::Bfloat16 => Some((BF16_OVERFLOW, f32::from(bf16::MAX))),
+            Dtype::Float32 | Dtype::Int8 => None,
         }
     }
 
-    /// Checks that the dtype can hold every finite value of `rows`.
+    /// Checks that a row, while it is in the cache, has such numbers alone.
     ///
     /// # Errors
-    /// [`Error::Overflow`] with the row's id and column, [`Error::Core`] when cancelled.
-    pub(crate) fn check_range(&self, rows: &[f32], ids: &[u64], workers: &Workers) -> Result<()> {
-        let (overflow, largest) = match self.dtype() {
-            Dtype::Float16 => (F16_OVERFLOW, f32::from(f16::MAX)),
-            Dtype::Bfloat16 => (BF16_OVERFLOW, f32::from(bf16::MAX)),
-            Dtype::Float32 | Dtype::Int8 => return Ok(()),
+    /// [`Error::NonFinite`] with the row's id, [`Error::Overflow`] with its id and column.
+    pub(crate) fn check_row(&self, row: &[f32], id: u64, numbers: Numbers) -> Result<()> {
+        let overflow = self.overflow();
+        let limit = match (overflow, numbers) {
+            (Some((overflow, _)), _) => overflow,
+            (None, Numbers::Finite) => f32::INFINITY,
+            (None, Numbers::Any) => return Ok(()),
         };
-        let width = self.width();
-        let Some(first) = first_row_reaching(overflow.to_bits(), rows, width, workers)? else {
+        if !convert::any_reaches(Path::current(), limit.to_bits(), row) {
             return Ok(());
-        };
-        // From here on with care: infinities and NaNs are kept.
-        for (row, &id) in rows.chunks_exact(width).zip(ids).skip(first) {
-            workers.check()?;
-            let too_large = |value: &f32| value.is_finite() && value.abs() >= overflow;
-            if let Some(coordinate) = row.iter().position(too_large) {
-                return Err(Error::Overflow {
-                    id,
-                    column: self.columns()[self.column_of(coordinate)].name.clone(),
-                    value: row[coordinate],
-                    dtype: self.dtype(),
-                    largest,
-                });
-            }
         }
-        Ok(())
+        if numbers == Numbers::Finite && !row.iter().all(|value| value.is_finite()) {
+            return Err(Error::NonFinite { id });
+        }
+        let too_large = |value: &f32| value.is_finite() && value.abs() >= limit;
+        match (overflow, row.iter().position(too_large)) {
+            (Some((_, largest)), Some(coordinate)) => Err(Error::Overflow {
+                id,
+                column: self.columns()[self.column_of(coordinate)].name.clone(),
+                value: row[coordinate],
+                dtype: self.dtype(),
+                largest,
+            }),
+            _ => Ok(()),
+        }
+    }
+
+    /// Checks rows, (n, width) row-major, like [`Layout::check_row`].
+    ///
+    /// # Errors
+    /// That of the first refused row, [`Error::Core`] when cancelled.
+    pub(crate) fn check_rows(
+        &self,
+        rows: &[f32],
+        ids: &[u64],
+        numbers: Numbers,
+        workers: &Workers,
+    ) -> Result<()> {
+        let width = self.width();
+        let count = (CHECKED / width).max(1);
+        let first = AtomicUsize::new(usize::MAX);
+        let pieces = rows.chunks(count * width).zip(ids.chunks(count));
+        workers.for_each(pieces.enumerate(), |(piece, (rows, ids))| {
+            let mut rows = rows.chunks_exact(width).zip(ids);
+            if let Some(row) = rows.position(|(row, &id)| self.check_row(row, id, numbers).is_err())
+            {
+                first.fetch_min(piece * count + row, Ordering::Relaxed);
+            }
+            Ok::<(), Error>(())
+        })?;
+        match first.into_inner() {
+            usize::MAX => Ok(()),
+            row => self.check_row(&rows[row * width..][..width], ids[row], numbers),
+        }
     }
 
     /// Writes the bytes of one row of values. NaN and infinity are kept as what they are, in an
@@ -207,30 +220,40 @@ mod tests {
     use super::*;
 
     #[test]
-    fn rows_that_reach_a_limit_are_found_by_any_number_of_threads() {
+    fn the_first_refused_row_is_found_by_any_number_of_threads() {
         let column = crate::layout::Column::new("a", 256, "{}").unwrap();
-        let layout = Layout::new(Dtype::Float32, vec![column]).unwrap();
+        let layout = Layout::new(Dtype::Bfloat16, vec![column]).unwrap();
         let mut rows = vec![1f32; 3 * CHECKED];
         let ids: Vec<u64> = (0..3 * 1024).collect();
+        let last = 3 * CHECKED - 1;
         for threads in [1, 3] {
             let workers = Workers::with_threads(threads);
-            assert!(layout.check_finite(&rows, &ids, &workers).is_ok());
-            for (place, bad) in [
-                (3 * CHECKED - 1, f32::NEG_INFINITY),
-                (CHECKED + 700, f32::NAN),
-            ] {
-                let good = std::mem::replace(&mut rows[place], bad);
-                rows[3 * CHECKED - 1] = f32::NAN;
-                let found = layout.check_finite(&rows, &ids, &workers);
+            let check = |rows: &[f32], numbers| layout.check_rows(rows, &ids, numbers, &workers);
+            assert!(check(&rows, Numbers::Finite).is_ok());
+            for place in [last, CHECKED + 700] {
                 let row = (place / 256) as u64;
-                assert!(
-                    matches!(found, Err(Error::NonFinite { id }) if id == row),
-                    "{found:?}"
-                );
-                rows[place] = good;
-                rows[3 * CHECKED - 1] = 1.0;
+                rows[last] = f32::NAN;
+                for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+                    rows[place] = bad;
+                    let found = check(&rows, Numbers::Finite);
+                    assert!(
+                        matches!(found, Err(Error::NonFinite { id }) if id == row),
+                        "{found:?}"
+                    );
+                    assert!(check(&rows, Numbers::Any).is_ok());
+                }
+                rows[place] = -f32::MAX;
+                for numbers in [Numbers::Any, Numbers::Finite] {
+                    let found = check(&rows, numbers);
+                    assert!(
+                        matches!(found, Err(Error::Overflow { id, .. }) if id == row),
+                        "{found:?}"
+                    );
+                }
+                (rows[place], rows[last]) = (1.0, 1.0);
             }
         }
-        assert!(layout.check_finite(&[], &[], &Workers::serial()).is_ok());
+        let nothing = layout.check_rows(&[], &[], Numbers::Finite, &Workers::serial());
+        assert!(nothing.is_ok());
     }
 }

@@ -16,14 +16,14 @@ use crate::shard_writer;
 
 /// The numbers that are in use.
 #[derive(Debug)]
-pub(crate) struct Numbers<'a> {
+pub(crate) struct ShardNumbers<'a> {
     store: &'a Path,
     with_rows: BTreeSet<u32>,
     /// Of shards that are there by name only.
     empty: BTreeSet<u32>,
 }
 
-impl<'a> Numbers<'a> {
+impl<'a> ShardNumbers<'a> {
     /// Those of a store that has rows in the shards that its manifest lists and in `open` ones.
     pub(crate) fn find(
         store: &'a Path,

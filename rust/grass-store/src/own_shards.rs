@@ -6,7 +6,7 @@ use crate::disk::Disk;
 use crate::error::Result;
 use crate::layout::Layout;
 use crate::manifest::{ClosedShard, Manifest};
-use crate::numbering::Numbers;
+use crate::numbering::ShardNumbers;
 use crate::options::WriterOptions;
 use crate::shard::Shard;
 use crate::shard_writer::ShardWriter;
@@ -74,7 +74,7 @@ impl OwnShards {
     ) -> Result<()> {
         let others = self.others.iter().map(ShardWriter::number);
         let closed = self.closed.iter().map(|shard| shard.number);
-        let numbers = Numbers::find(store, manifest, others.chain(closed))?;
+        let numbers = ShardNumbers::find(store, manifest, others.chain(closed))?;
         let number = numbers.next(options.writer, options.writers)?;
         let shard = ShardWriter::create(&*options.disk, store, number, manifest)?;
         self.current = Some(shard);

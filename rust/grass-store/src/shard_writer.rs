@@ -12,6 +12,7 @@ use grass_core::parallel::Workers;
 use crate::checksum::{crc32, joined};
 use crate::commit_log::{self, RECORD_BYTES, Record};
 use crate::disk::{Disk, DiskFile};
+use crate::encoding::Numbers;
 use crate::error::{Error, Result};
 use crate::header::HEADER_BYTES;
 use crate::layout::Layout;
@@ -162,11 +163,12 @@ impl ShardWriter {
     /// fails has written none, as far as later calls and commits are concerned.
     ///
     /// # Errors
-    /// [`Error::Io`], [`Error::Core`] when cancelled.
+    /// Those of [`Layout::check_rows`], [`Error::Io`].
     pub(crate) fn write(
         &mut self,
         rows: &[f32],
         ids: &[u64],
+        numbers: Numbers,
         layout: &Layout,
         buffers: &Buffers,
         workers: &Workers,
@@ -183,19 +185,18 @@ impl ShardWriter {
             parts.push((start..stop, 0));
             start = stop;
         }
-        workers.for_each(parts.iter_mut(), |(part, crc)| {
-            let values = |row: u64| (row - first) as usize * width;
-            let rows = &rows[values(part.start)..values(part.end)];
-            let length = (part.end - part.start) as usize * row_bytes;
+        let written = workers.for_each(parts.iter_mut(), |(part, crc)| {
+            let (start, stop) = ((part.start - first) as usize, (part.end - first) as usize);
+            let (rows, ids) = (&rows[start * width..stop * width], &ids[start..stop]);
+            let length = ids.len() * row_bytes;
             *crc = buffers.with(length, |encoded| {
                 let mut hasher = crc32fast::Hasher::new();
-                let pieces = encoded.chunks_mut(piece_rows * row_bytes);
-                for (bytes, rows) in pieces.zip(rows.chunks(piece_rows * width)) {
+                let mut rows = rows.chunks_exact(width).zip(ids);
+                for bytes in encoded.chunks_mut(piece_rows * row_bytes) {
                     workers.check()?;
-                    for (bytes, row) in bytes
-                        .chunks_exact_mut(row_bytes)
-                        .zip(rows.chunks_exact(width))
-                    {
+                    let stored = bytes.chunks_exact_mut(row_bytes);
+                    for (bytes, (row, &id)) in stored.zip(rows.by_ref()) {
+                        layout.check_row(row, id, numbers)?;
                         layout.encode(row, bytes);
                     }
                     hasher.update(bytes);
@@ -206,7 +207,15 @@ impl ShardWriter {
                 Ok::<u32, Error>(hasher.finalize())
             })?;
             Ok::<(), Error>(())
-        })?;
+        });
+        if let Err(Error::NonFinite { .. } | Error::Overflow { .. }) = written {
+            // Another thread may have met another row than the first of those to refuse.
+            layout.check_rows(rows, ids, numbers, workers)?;
+        }
+        written?;
+        let begin = rows_end(first, layout);
+        self.rows_file
+            .begin_sync(begin, rows_end(end, layout) - begin);
         for (part, rows_crc) in parts {
             match self.written.last_mut() {
                 Some(last) if part.start % chunk_rows != 0 => {
@@ -263,7 +272,7 @@ impl ShardWriter {
     /// Commits, leaves the shard with one record a chunk, and returns what the manifest lists of it.
     pub(crate) fn close(mut self, disk: &dyn Disk, layout: &Layout) -> Result<ClosedShard> {
         self.commit()?;
-        // A call that was cancelled may have written more.
+        // A call that was cancelled, or given rows that were refused, may have written more.
         let (file, end) = (&*self.rows_file, rows_end(self.rows(), layout));
         let cut_longer = || match file.length()? == end {
             true => Ok(()),

@@ -5,12 +5,13 @@ use std::time::Instant;
 
 use grass_core::parallel::Workers;
 
+use crate::encoding::Numbers;
 use crate::error::{Damage, Error, Result};
 use crate::id_set::{IdSet, repeated};
 use crate::layout::Layout;
 use crate::lock::{ManifestLock, WriterLock};
 use crate::manifest::Manifest;
-use crate::numbering::{self, Numbers};
+use crate::numbering::{self, ShardNumbers};
 use crate::options::{StoreSpec, WriterOptions, check_same};
 use crate::own_shards::OwnShards;
 use crate::paths;
@@ -155,6 +156,25 @@ impl StoreWriter {
     /// [`Error::Locked`] if another keeps the manifest of a finished store, and the same call can be
     /// made again; [`Error::Io`] from writing, after which the writer is [`Error::Broken`].
     pub fn append(&mut self, rows: &[f32], ids: &[u64], workers: &Workers) -> Result<()> {
+        self.append_of(rows, ids, Numbers::Any, workers)
+    }
+
+    /// Adds rows like [`StoreWriter::append`], but none with a NaN or an infinity, which a store
+    /// does not refuse but training does.
+    ///
+    /// # Errors
+    /// [`Error::NonFinite`] with the first such row's id, those of [`StoreWriter::append`].
+    pub fn append_finite(&mut self, rows: &[f32], ids: &[u64], workers: &Workers) -> Result<()> {
+        self.append_of(rows, ids, Numbers::Finite, workers)
+    }
+
+    fn append_of(
+        &mut self,
+        rows: &[f32],
+        ids: &[u64],
+        numbers: Numbers,
+        workers: &Workers,
+    ) -> Result<()> {
         self.check_whole()?;
         let width = self.layout().width();
         if rows.len() != ids.len() * width {
@@ -165,14 +185,18 @@ impl StoreWriter {
             });
         }
         self.check_ids(ids)?;
-        self.layout().check_range(rows, ids, workers)?;
+        if self.next_run() < ids.len() as u64 {
+            // Once the first rows are committed, or a shard is begun for them, it is too late to
+            // refuse others. Rows of one run are checked as they are encoded.
+            self.layout().check_rows(rows, ids, numbers, workers)?;
+        }
         let unstoppable = Workers::with_threads(workers.threads());
         let mut done = 0;
         while done < ids.len() {
             // What ends a run of rows is a commit.
             let workers = if done == 0 { workers } else { &unstoppable };
             let (rows, ids) = (&rows[done * width..], &ids[done..]);
-            done += self.guarded(|writer| writer.write_run(rows, ids, workers))?;
+            done += self.guarded(|writer| writer.write_run(rows, ids, numbers, workers))?;
         }
         for &id in ids {
             self.ids.insert(id);
@@ -185,29 +209,43 @@ impl StoreWriter {
 
     /// Writes the first of these rows, as many as fit in the shard and are committed together, and
     /// says how many.
-    fn write_run(&mut self, rows: &[f32], ids: &[u64], workers: &Workers) -> Result<usize> {
+    fn write_run(
+        &mut self,
+        rows: &[f32],
+        ids: &[u64],
+        numbers: Numbers,
+        workers: &Workers,
+    ) -> Result<usize> {
         let finished = self.finished();
         if finished {
             self.unfinish()?;
         }
-        let row_bytes = self.layout().row_bytes() as u64;
-        let full = self.options.shard_rows(self.layout());
-        if self.shards.room(full) == 0 {
+        if self.next_run() == 0 {
             self.begin_next_shard()?;
         }
-        let waiting = self.shards.waiting();
-        let commit_rows = self.options.commit_bytes.div_ceil(row_bytes).max(1);
-        let left = commit_rows.saturating_sub(waiting).max(1);
-        let count = left.min(self.shards.room(full)).min(ids.len() as u64) as usize;
+        let count = self.next_run().min(ids.len() as u64) as usize;
         let layout = &self.manifest.layout;
         if let Some(shard) = self.shards.current() {
             let rows = &rows[..count * layout.width()];
-            shard.write(rows, &ids[..count], layout, &self.buffers, workers)?;
+            shard.write(rows, &ids[..count], numbers, layout, &self.buffers, workers)?;
         }
-        if finished || waiting + count as u64 >= commit_rows {
+        if finished || self.shards.waiting() >= self.commit_rows() {
             self.commit_waiting()?;
         }
         Ok(count)
+    }
+
+    /// How many rows are committed together.
+    fn commit_rows(&self) -> u64 {
+        let row_bytes = self.layout().row_bytes() as u64;
+        self.options.commit_bytes.div_ceil(row_bytes).max(1)
+    }
+
+    /// The most rows of the next run; none where it needs a new shard.
+    fn next_run(&self) -> u64 {
+        let left = self.commit_rows().saturating_sub(self.shards.waiting());
+        let full = self.options.shard_rows(self.layout());
+        left.max(1).min(self.shards.room(full))
     }
 
     fn check_ids(&self, ids: &[u64]) -> Result<()> {
@@ -292,7 +330,7 @@ impl StoreWriter {
                 return Ok(());
             }
             if manifest.writers == 1 {
-                Numbers::find(path, manifest, [])?.remove_empty(disk)?;
+                ShardNumbers::find(path, manifest, [])?.remove_empty(disk)?;
                 manifest.complete = true;
             } else if let Err(place) = manifest.finished_writers.binary_search(&writer) {
                 manifest.finished_writers.insert(place, writer);
@@ -319,7 +357,7 @@ impl StoreWriter {
                 if manifest.all_finished() && manifest == seen.manifest() {
                     let has_row = |id: &u64| with_rows.binary_search(id).is_ok();
                     manifest.skipped_ids.retain(|id| !has_row(id));
-                    Numbers::find(path, manifest, [])?.remove_empty(disk)?;
+                    ShardNumbers::find(path, manifest, [])?.remove_empty(disk)?;
                     manifest.complete = true;
                     manifest.finished_writers.clear();
                 }
@@ -330,11 +368,19 @@ impl StoreWriter {
     }
 
     /// Runs a step that writes; an error stops the writer for good. But being cancelled does not, nor
-    /// does waiting in vain for the manifest: nothing was written then.
+    /// does waiting in vain for the manifest, nor being given rows that are refused: what was there
+    /// is as it was then.
     fn guarded<T>(&mut self, step: impl FnOnce(&mut Self) -> Result<T>) -> Result<T> {
         self.check_whole()?;
         step(self).inspect_err(|error| {
-            if !matches!(error, Error::Core(_) | Error::Locked { .. }) {
+            let harmless = matches!(
+                error,
+                Error::Core(_)
+                    | Error::Locked { .. }
+                    | Error::NonFinite { .. }
+                    | Error::Overflow { .. }
+            );
+            if !harmless {
                 self.broken = Some(error.to_string());
             }
         })
@@ -380,7 +426,7 @@ impl StoreWriter {
         self.manifest = Manifest::edit(disk, path, |manifest| {
             // All have finished without it being complete where this was interrupted before.
             if manifest.complete || manifest.all_finished() {
-                let kept = Numbers::find(path, manifest, [])?.to_keep(manifest, writers)?;
+                let kept = ShardNumbers::find(path, manifest, [])?.to_keep(manifest, writers)?;
                 manifest.complete = false;
                 manifest.writers = writers;
                 manifest.finished_writers = (0..writers).collect();
@@ -421,7 +467,7 @@ fn begin(path: &Path, options: &WriterOptions, shards: &[Shard]) -> Result<Manif
     let mut manifest = Manifest::read(path)?;
     if !manifest.complete && manifest.writers != writers {
         let with_rows = shards.iter().map(|shard| shard.number);
-        let numbers = Numbers::find(path, &manifest, with_rows)?;
+        let numbers = ShardNumbers::find(path, &manifest, with_rows)?;
         numbering::keep(disk, path, &numbers.to_keep(&manifest, writers)?)?;
         manifest.writers = writers;
         manifest.finished_writers.clear();

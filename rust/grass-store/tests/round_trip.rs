@@ -7,7 +7,8 @@
 mod common;
 
 use common::{
-    DTYPES, NARROW, append, assert_same_files, files, finished, ids, manual, rows, spec, width,
+    DTYPES, NARROW, WIDE, append, assert_same_files, files, finished, ids, manual, rows, spec,
+    width,
 };
 use grass_core::parallel::Workers;
 use grass_store::{Dtype, Error, StoreReader, StoreWriter, WriterOptions};
@@ -137,6 +138,52 @@ fn a_value_too_large_for_the_dtype_is_refused_with_its_place() {
         writer
             .append(&[0.0; 16], &[7, 8], &Workers::serial())
             .unwrap();
+    }
+}
+
+#[test]
+fn nothing_is_stored_of_rows_that_are_refused_together_however_many_commits_they_need() {
+    // 12 rows of 64 KiB are waiting, a shard has 32; of 30 more, written by three threads, the last
+    // but one is refused, and one of another chunk before it.
+    let folder = tempfile::tempdir().unwrap();
+    let workers = Workers::with_threads(3);
+    for (number, (dtype, bad)) in [
+        (Dtype::Float32, f32::NAN),
+        (Dtype::Bfloat16, f32::MAX),
+        (Dtype::Int8, f32::NEG_INFINITY),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let spec = spec(dtype, &WIDE);
+        let expected = folder.path().join(format!("expected {number}"));
+        finished(&expected, spec.clone(), 14);
+        for commit_bytes in [1, 20 << 16, u64::MAX] {
+            let path = folder.path().join(format!("store {number} {commit_bytes}"));
+            let options = WriterOptions {
+                commit_bytes,
+                ..manual()
+            };
+            let mut writer = StoreWriter::create(&path, spec.clone(), options).unwrap();
+            append(&mut writer, 0, 12);
+            let committed = writer.committed_ids(&workers).unwrap();
+            let mut refused = rows(12, 30, width(&spec));
+            for row in [28, 7] {
+                refused[row * width(&spec) + 9_000] = bad;
+            }
+            for _ in 0..2 {
+                let error = writer.append_finite(&refused, &ids(12, 30), &workers);
+                let first = ids(12, 30)[7];
+                assert!(
+                    matches!(error, Err(Error::NonFinite { id } | Error::Overflow { id, .. }) if id == first),
+                    "{error:?}"
+                );
+            }
+            assert_eq!(writer.committed_ids(&workers).unwrap(), committed);
+            append(&mut writer, 12, 2);
+            writer.finish(&[]).unwrap();
+            assert_same_files(&path, &expected);
+        }
     }
 }
 

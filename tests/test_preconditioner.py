@@ -145,3 +145,151 @@ def test_a_fisher_matrix_without_inverse_asks_for_damping(tmp_path: Path, n: int
     with pytest.raises(grass.SpecError, match=r'column "layer0" .* is singular.*raise damping'):
         store.score(numbers(1, 12), damping=0.0)
     assert store.score(numbers(1, 12), damping=1e-6).values.shape == (1, n)
+
+
+def by_singular_vectors(
+    rows: np.ndarray, queries: np.ndarray, damping: float
+) -> tuple[np.ndarray, np.ndarray, float]:
+    """Return scores of one column, the queries' lengths sqrt(q^T (F + lambda I)^-1 q), and the smallest eigenvalue.
+
+    Never squares the rows, so that what is small in them is right; the eigenvalue is that of F + lambda I
+    after scaling to ones on the diagonal.
+    """
+    rows, queries = rows.astype(np.float64), queries.astype(np.float64)
+    n, width = rows.shape
+    left, values, right = np.linalg.svd(rows)
+    squares = np.zeros(width)
+    squares[: len(values)] = values**2
+    ridge = damping * squares.sum() / n
+    parts = queries @ right.T
+    shown = len(values)
+    scores = n * (parts[:, :shown] * (values / (squares[:shown] + ridge))) @ left[:, :shown].T
+    lengths = np.sqrt(n * (parts**2 / (squares + ridge)).sum(axis=1))
+    matrix = rows.T @ rows + ridge * np.eye(width)
+    scales = np.sqrt(np.diag(matrix))
+    return scores, lengths, float(np.linalg.eigvalsh(matrix / np.outer(scales, scales))[0])
+
+
+def root_mean_square(values: np.ndarray) -> np.ndarray:
+    return np.sqrt((values**2).mean(axis=-1))
+
+
+def two_equal_columns() -> np.ndarray:
+    rows = numbers(200, 10)
+    rows[:, 3] = rows[:, 7]
+    return rows
+
+
+def low_rank(n: int, width: int, rank: int) -> np.ndarray:
+    """Return rows of whole numbers, of exactly this rank."""
+    factors = np.round(2 * numbers(n, rank)), np.round(2 * numbers(rank, width, 1))
+    return (factors[0] @ factors[1]).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    ("rows", "dampings"),
+    [
+        (two_equal_columns(), (1e-7, 1e-6, 1e-4, 1e-3, 0.4)),
+        (low_rank(2000, 64, 12), (1e-6, 1e-4, 0.4)),
+        (low_rank(2000, 64, 12) + 1e-6 * numbers(2000, 64, 3), (1e-5, 1e-4, 0.4)),
+        (np.tile(numbers(1, 40), (500, 1)), (1e-5, 1e-3, 0.4)),
+    ],
+    ids=["two equal columns", "low rank", "low rank but for noise", "equal rows"],
+)
+def test_rows_that_hardly_span_their_column(
+    tmp_path: Path, rows: np.ndarray, dampings: tuple[float, ...]
+) -> None:
+    width = rows.shape[1]
+    # Beside a usual column and a zero one: parts in single and in double precision are added.
+    usual = numbers(len(rows), 7, 5)
+    both = np.concatenate([usual, rows, np.zeros_like(usual)], axis=1)
+    store = write(tmp_path / "s", both, (7, width, 7))
+    queries = numbers(9, 14 + width, 2)
+    sweep = store.score(queries, damping=dampings)
+    selves = store.self_influence(dampings)
+    for damping, swept, own in zip(dampings, sweep, selves, strict=True):
+        expected, _, _ = by_singular_vectors(rows, queries[:, 7:-7], damping)
+        expected += by_singular_vectors(usual, queries[:, :7], damping)[0]
+        single = store.score(queries, damping=damping)
+        for scores in (single, swept):
+            errors = root_mean_square(scores.values - expected)
+            assert (errors < 1e-3 * root_mean_square(expected)).all(), damping
+        alone = store.score(queries[4:5], damping=damping).values[0]
+        np.testing.assert_array_equal(alone, single.values[4])
+        few = slice(0, 5)
+        expected_own = by_singular_vectors(rows, rows[few], damping)[0]
+        expected_own = expected_own + by_singular_vectors(usual, usual[few], damping)[0]
+        np.testing.assert_allclose(own[few], np.diag(expected_own[:, few]), rtol=1e-4)
+        np.testing.assert_allclose(store.self_influence(damping), own, rtol=1e-4)
+
+
+@pytest.mark.parametrize("damping", [0.0, 1e-13, [0.4, 0.0], [1e-13, 1.0]])
+@pytest.mark.parametrize(
+    "rows",
+    [two_equal_columns(), low_rank(500, 30, 11), np.tile(numbers(20, 30), (2, 1))],
+    ids=["two equal columns", "low rank", "wide"],
+)
+def test_rows_of_low_rank_without_damping_are_refused(
+    tmp_path: Path, rows: np.ndarray, damping: float | list[float]
+) -> None:
+    store = write(tmp_path / "s", rows[: 2 * rows.shape[1] * 10], (rows.shape[1],))
+    smallest = min(damping) if isinstance(damping, list) else damping
+    named = f"damping {'0e0' if smallest == 0 else '1e-13'} is singular.*raise damping"
+    with pytest.raises(grass.SpecError, match=named):
+        store.score(numbers(2, rows.shape[1]), damping=damping)
+    with pytest.raises(grass.SpecError, match=named):
+        store.self_influence(damping)
+
+
+@pytest.mark.parametrize(("n", "width"), [(300, 30), (30, 60)])
+def test_a_coordinate_that_is_much_larger(tmp_path: Path, n: int, width: int) -> None:
+    rows, queries = numbers(n, width), numbers(5, width, 1)
+    rows[:, 5] *= 1e8
+    store = write(tmp_path / "s", rows, (width,))
+    for damping in (1e-6, 1e-3, 0.4):
+        expected, _, _ = by_singular_vectors(rows, queries, damping)
+        for scores in (
+            store.score(queries, damping=damping),
+            *store.score(queries, damping=[damping, 1])[:1],
+        ):
+            errors = root_mean_square(scores.values - expected)
+            assert (errors < 1e-6 * root_mean_square(expected)).all()
+
+
+@given(
+    n=st.integers(1, 200),
+    width=st.integers(1, 40),
+    rank=st.integers(1, 40),
+    spread=st.floats(0, 6),
+    log_damping=st.floats(-14, 1),
+    several=st.booleans(),
+    seed=st.integers(0, 99),
+)
+def test_a_score_is_right_or_refused(
+    tmp_path_factory: pytest.TempPathFactory,
+    *,
+    n: int,
+    width: int,
+    rank: int,
+    spread: float,
+    log_damping: float,
+    several: bool,
+    seed: int,
+) -> None:
+    rank = min(n, width, rank)
+    scales = np.geomspace(1, 10**-spread, rank, dtype=np.float32)
+    rows = (numbers(n, rank, seed) * scales) @ numbers(rank, width, seed + 1)
+    queries = numbers(3, width, seed + 2)
+    damping = 10**log_damping
+    store = write(tmp_path_factory.mktemp("any") / "s", rows, (width,))
+    expected, lengths, smallest = by_singular_vectors(rows, queries, damping)
+    try:
+        scores = store.score(queries, damping=[damping, 0.4] if several else damping)
+    except grass.SpecError as error:
+        if "is singular to working precision" not in str(error):
+            raise
+        # Wide columns are refused by another matrix: of rows, not of coordinates.
+        assert smallest < 2**-30 or width > n
+        return
+    values = scores[0].values if isinstance(scores, list) else scores.values
+    assert (root_mean_square(values - expected) <= 2**-12 * lengths).all()

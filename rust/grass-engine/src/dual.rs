@@ -12,7 +12,8 @@
 //! **Error.** All of it is in double precision. The condition number of G G^T + n lambda I is at most 1 + n / damping
 //! whatever the rows are: repeated ones and zeros too. So the list of a query's scores is off by a small multiple of
 //! 2^-53 n / damping of its length and, from rounding G q, by 2^-53 |q| max|g| / lambda for each of its numbers: for ten
-//! thousand rows and a damping of 1e-3 this is still below the rounding of the scores to single precision.
+//! thousand rows and a damping of 1e-3 this is still below the rounding of the scores to single precision. Where the
+//! matrix is nearer to a singular one than [`crate::precondition`] tells, it is refused.
 
 use std::ops::Range;
 
@@ -22,7 +23,7 @@ use crate::chunks::{RowWindow, zeros};
 use crate::error::{Error, Result};
 use crate::gemm::{DEPTH, add_long_product};
 use crate::inverse::batches;
-use crate::preconditioner::{Block, QUERIES_A_TASK, Task, by_damping, singular};
+use crate::preconditioner::{Block, Precision, QUERIES_A_TASK, Task, by_damping};
 use crate::tiles::SymmetricTiles;
 
 /// Coordinates that are worked on at once: whole sums, so that bits do not depend on the memory.
@@ -153,10 +154,9 @@ fn read(task: &Task<'_>, coordinates: &[Range<usize>]) -> Result<Vec<Array2<f64>
 /// Refuses dampings with which F + lambda I is singular here: lambda is all that it has in most directions.
 pub(crate) fn check_dampings(task: &Task<'_>, block: &Block) -> Result<()> {
     let smallest = task.rows as f64 * f64::EPSILON;
-    match task.dampings.iter().find(|damping| **damping <= smallest) {
-        Some(&damping) => Err(singular(block, damping)),
-        None => Ok(()),
-    }
+    let mut dampings = task.dampings.iter();
+    let singular = dampings.position(|damping| *damping <= smallest);
+    task.refuse(block, singular.as_slice())
 }
 
 /// Adds the scores of all stored rows, (dampings * queries, rows), for some blocks that are held at once, or for one
@@ -183,7 +183,7 @@ fn add_block(
     let workers = task.workers;
     let dampings = task.dampings.len();
     // Where all rows are zero, so is every score.
-    let Some(damped) = task.decompose(rows.gram(block)?, block)? else {
+    let Some(damped) = task.decompose(rows.gram(block)?, block, Precision::Double)? else {
         return Ok(());
     };
     check_dampings(task, block)?;
@@ -197,13 +197,13 @@ fn add_block(
     {
         let products = products(rows, queries)?;
         for batch in batches(dampings) {
-            let inverses = damped.inverses(batch.clone(), workers)?;
-            let mut scores = scores.slice_mut(s![batch, .., ..]);
+            let (inverses, singular) = damped.inverses(&batch, workers)?;
+            task.refuse(block, &singular)?;
             let tasks = scores.axis_chunks_iter_mut(Axis(1), QUERIES_A_TASK);
             let tasks = tasks.zip(products.axis_chunks_iter(Axis(0), QUERIES_A_TASK));
             workers.for_each(tasks, |(mut scores, products)| {
-                inverses.solve(products.to_owned(), workers, |index, solved| {
-                    let mut scores = scores.index_axis_mut(Axis(0), index);
+                inverses.solve(products.to_owned(), workers, |number, solved| {
+                    let mut scores = scores.index_axis_mut(Axis(0), number);
                     scores.scaled_add(scale, &solved);
                 })?;
                 Ok::<(), Error>(())

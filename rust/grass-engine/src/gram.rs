@@ -16,12 +16,15 @@
 //! F + lambda I has no eigenvalue below lambda = damping tr(F) / n. So in the direction where that matters most a damped
 //! inverse is off by R u sqrt(n) / (3 damping) of itself if the roundings of all entries conspire, and by 2 / sqrt(width) of that
 //! if they are independent: 1e-4 for a million rows of 4096 coordinates at the default damping of 0.4, 1e-5 for ten thousand.
+//!
+//! Where rows that hardly span a column and little damping would make it more, [`gather_double`] sums everything in `f64`:
+//! see [`crate::precondition`].
 
 use std::ops::Range;
 
 use grass_core::gram::{PANEL, Panel, add_gram};
 use grass_core::simd::Path;
-use ndarray::{Array3, ArrayViewMut3, Axis, s};
+use ndarray::{Array2, Array3, ArrayViewMut3, Axis, s};
 
 use crate::chunks::RowWindow;
 use crate::error::{Error, Result};
@@ -33,6 +36,9 @@ const RUN_ROWS: usize = 64;
 
 /// Rows that are packed before their products are made: few enough that two tiles' panels stay in the second-level cache.
 const PACKED_ROWS: usize = 512;
+
+/// Rows that are held in double precision: they take as much memory as those that are packed.
+const DOUBLE_ROWS: usize = PACKED_ROWS / 2;
 
 /// Rows packed by one task.
 const TASK_ROWS: usize = 16;
@@ -132,6 +138,52 @@ pub(crate) fn gather(task: &Task<'_>, blocks: &[&Block]) -> Result<Vec<Symmetric
             add_tile(path, column, filled, tile(i, size), tile(j, size), out);
             Ok::<(), Error>(())
         })?;
+    }
+    Ok(grams)
+}
+
+/// The same in double precision, rounded as if summed in one go, for any number of threads, any memory and any cut.
+pub(crate) fn gather_double(task: &Task<'_>, blocks: &[&Block]) -> Result<Vec<SymmetricTiles>> {
+    let workers = task.workers;
+    let (mut grams, mut columns) = (Vec::new(), Vec::new());
+    for block in blocks {
+        let width = block.coordinates.len();
+        grams.push(SymmetricTiles::zeros(width, &block.name, workers)?);
+        columns.push(Array2::<f64>::zeros((DOUBLE_ROWS, width)));
+    }
+    if blocks.is_empty() {
+        return Ok(grams);
+    }
+    let rows = task.rows as u64;
+    let row_bytes = task.store.layout().row_bytes() as u64;
+    workers.progress().add_total(rows * row_bytes);
+    let coordinates: Vec<Range<usize>> = blocks
+        .iter()
+        .map(|block| block.coordinates.clone())
+        .collect();
+    let mut window = RowWindow::new(task.store, &coordinates, &task.checked);
+    for start in (0..rows).step_by(DOUBLE_ROWS) {
+        let end = rows.min(start + DOUBLE_ROWS as u64);
+        for step in window.steps(start..end) {
+            window.cover(step.clone(), workers)?;
+            let part = (step.start - start) as usize..(step.end - start) as usize;
+            let targets = coordinates.iter().cloned().zip(
+                columns
+                    .iter_mut()
+                    .map(|column| column.slice_mut(s![part.clone(), ..])),
+            );
+            window.decode(step.start, targets.collect(), workers)?;
+            workers
+                .progress()
+                .add_done((step.end - step.start) * row_bytes);
+        }
+        let filled = (end - start) as usize;
+        let tasks = grams.iter_mut().zip(&columns).flat_map(|(gram, column)| {
+            let rows = column.slice(s![..filled, ..]);
+            gram.gram_tasks(rows.reversed_axes())
+        });
+        let tasks: Vec<_> = tasks.collect();
+        workers.for_each(tasks, |task| task.run(workers))?;
     }
     Ok(grams)
 }

@@ -30,7 +30,7 @@ mod topk;
 
 pub use chunks::query_rows;
 pub use error::{Error, Result};
-pub use preconditioner::{DEFAULT_MEMORY, Preconditioned, precondition};
+pub use preconditioner::{DEFAULT_MEMORY, DoubleQueries, Preconditioned, precondition};
 pub use scorer::{Method, Scores, score};
 pub use scores_file::score_to_file;
 pub use self_influence::self_influence;

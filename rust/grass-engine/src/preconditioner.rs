@@ -48,20 +48,40 @@ pub(crate) struct Task<'a> {
     pub(crate) workers: &'a Workers,
 }
 
-/// A decomposed matrix, with the ridge of each damping.
-pub(crate) struct Damped<'a> {
-    block: &'a Block,
-    dampings: &'a [f64],
-    pub(crate) ridges: Vec<f64>,
+/// In which precision the products of a Fisher matrix were summed, and those of its queries with rows are to be.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Precision {
+    Single,
+    Double,
+}
+
+/// A decomposed matrix, with its diagonal and the ridge of each damping.
+pub(crate) struct Damped {
+    diagonal: Vec<f64>,
+    ridges: Vec<f64>,
     decomposition: Decomposition,
+    precision: Precision,
+}
+
+/// A column's part of the queries of one damping, in double precision.
+#[derive(Debug, Clone, PartialEq)]
+pub struct DoubleQueries {
+    /// The column's coordinates in a row of the store.
+    pub coordinates: Range<usize>,
+    /// The first result that it is part of; the others of its damping follow.
+    pub first: usize,
+    /// (F + lambda I)^-1 q, (n, coordinates) row-major.
+    pub values: Vec<f64>,
 }
 
 /// Queries whose products with the stored rows are influence scores.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Preconditioned {
     /// (F + lambda I)^-1 q of every damping and query, (dampings * n, width of the store) row-major, the queries of one
-    /// damping after those of another; zeros in the columns that `wide_scores` holds.
+    /// damping after those of another; zeros in the columns that `double` or `wide_scores` holds.
     pub queries: Vec<f32>,
+    /// The same where single precision would not do, to be multiplied with the stored rows in double precision.
+    pub double: Vec<DoubleQueries>,
     /// q^T (F + lambda I)^-1 g of every stored row g, (dampings * n, rows) row-major, summed over the columns that have
     /// more coordinates than the store has rows; empty if there are none.
     pub wide_scores: Vec<f64>,
@@ -70,8 +90,17 @@ pub struct Preconditioned {
 /// Applies the damped inverses to queries, (n, width of the store) row-major, for every damping: the influence of a stored
 /// row is its product with a result's query, plus its wide score.
 ///
+/// **Error.** Let s be the smallest eigenvalue of F + lambda I of a column after it is scaled to ones on the diagonal, and
+/// u the roundoff. Queries are large, 1 / lambda, where the rows hardly are, and so F and the queries are rounded there with
+/// errors that count up to 1 / s times: the root mean square of the errors over the rows is about u / s of
+/// sqrt(q^T (F + lambda I)^-1 q), which that of the scores reaches for queries in the span of the rows. In single
+/// precision (u = 2^-24) a column is worked on as long as s >= 2^-11, which damping gives, or rows that span it. Else F is
+/// summed again and the column multiplied in double precision (u = 2^-53), as long as s >= 2^-32; less is
+/// [`Error::Singular`]. For queries (almost) wholly outside the span, whose scores are small, that is
+/// much of the scores. s is known by inverse iteration, to a small factor.
+///
 /// The store is read as often as its Fisher matrices fill `memory` bytes, a block at least at a
-/// time, and not at all where all of them were saved by an earlier call. A column with more coordinates than the store has
+/// time, and not at all where all of them were saved by an earlier call, which those in double precision never are. A column with more coordinates than the store has
 /// rows goes through the rows' inner products, in memory by rows, and reads the store in any case.
 ///
 /// Beside queries and result, memory stays below 256 MiB and three Fisher matrices of `f32` of the widest block, with
@@ -107,9 +136,10 @@ pub fn precondition(
     };
     let hint = "give fewer queries or dampings at once";
     let mut out = zeros((results, width), what, hint)?;
+    let mut double = Vec::new();
     let (wide, narrow) = task.blocks();
     for group in groups(narrow, memory, primal::bytes) {
-        primal::precondition(&task, &group, queries, &mut out)?;
+        primal::precondition(&task, &group, queries, &mut out, &mut double)?;
     }
     let scored = if wide.is_empty() { 0 } else { task.rows };
     let mut wide_scores = zeros((results, scored), what, hint)?;
@@ -118,6 +148,7 @@ pub fn precondition(
     }
     Ok(Preconditioned {
         queries: out.into_raw_vec_and_offset().0,
+        double,
         wide_scores: wide_scores.into_raw_vec_and_offset().0,
     })
 }
@@ -189,11 +220,12 @@ impl<'a> Task<'a> {
 
     /// `gram` + n lambda I decomposed, for gram = sum g g^T or the rows' inner products, which
     /// have one trace, and every damping; `None` where all rows are zero in this block.
-    pub(crate) fn decompose<'t>(
-        &'t self,
+    pub(crate) fn decompose(
+        &self,
         gram: SymmetricTiles,
-        block: &'t Block,
-    ) -> Result<Option<Damped<'t>>> {
+        block: &Block,
+        precision: Precision,
+    ) -> Result<Option<Damped>> {
         let trace = gram.trace();
         if !trace.is_finite() {
             return Err(Error::NonFiniteRows {
@@ -212,32 +244,56 @@ impl<'a> Task<'a> {
             }
             ridges.push(ridge);
         }
-        match Decomposition::new(gram, &ridges, self.workers)? {
-            Some(decomposition) => Ok(Some(Damped {
-                block,
-                dampings: self.dampings,
-                ridges,
-                decomposition,
-            })),
-            None => Err(singular(block, self.dampings[0])),
+        Ok(Some(Damped {
+            diagonal: gram.diagonal().collect(),
+            decomposition: Decomposition::new(gram, &ridges, self.workers)?,
+            ridges,
+            precision,
+        }))
+    }
+
+    /// Refuses the first of the dampings with which a matrix has no inverse, if there is one.
+    pub(crate) fn refuse(&self, block: &Block, singular: &[usize]) -> Result<()> {
+        match singular.first() {
+            Some(&number) => Err(Error::Singular {
+                column: block.name.clone(),
+                damping: self.dampings[number],
+            }),
+            None => Ok(()),
         }
     }
 }
 
-impl Damped<'_> {
-    /// The inverses for some of the dampings, as many as [`crate::inverse::batches`] gives.
-    pub(crate) fn inverses(&self, batch: Range<usize>, workers: &Workers) -> Result<Inverses<'_>> {
-        let ridges = &self.ridges[batch.clone()];
-        let inverses = self.decomposition.inverses(ridges, workers)?;
-        inverses.map_err(|index| singular(self.block, self.dampings[batch.start + index]))
+impl Precision {
+    /// The smallest eigenvalue with which scores keep their digits, for a matrix with ones on its diagonal.
+    fn smallest_eigenvalue(self) -> f64 {
+        2f64.powi(match self {
+            Self::Single => -11,
+            Self::Double => -32,
+        })
     }
 }
 
-/// The error of a matrix that has no inverse.
-pub(crate) fn singular(block: &Block, damping: f64) -> Error {
-    Error::Singular {
-        column: block.name.clone(),
-        damping,
+impl Damped {
+    /// The inverses for some of the dampings, as many as [`crate::inverse::batches`] gives, and the numbers of those for
+    /// which the precision does not suffice.
+    pub(crate) fn inverses(
+        &self,
+        numbers: &[usize],
+        workers: &Workers,
+    ) -> Result<(Inverses<'_>, Vec<usize>)> {
+        let ridges: Vec<(usize, f64)> = numbers
+            .iter()
+            .map(|&number| (number, self.ridges[number]))
+            .collect();
+        let smallest = self.precision.smallest_eigenvalue();
+        let inverses = self
+            .decomposition
+            .inverses(&ridges, &self.diagonal, smallest, workers)?;
+        let kept = inverses.numbers();
+        let left = numbers.iter().filter(|number| !kept.contains(number));
+        let left = left.copied().collect();
+        Ok((inverses, left))
     }
 }
 

@@ -1,11 +1,12 @@
 //! Blocks with no more coordinates than rows: F itself is gathered and decomposed.
 
-use ndarray::{Array2, ArrayView2, Axis, s};
+use ndarray::{Array2, ArrayView2, ArrayViewMut3, Axis, s};
 
+use crate::chunks::zeros;
 use crate::error::{Error, Result};
-use crate::gram::{gather, packed_bytes};
-use crate::inverse::batches;
-use crate::preconditioner::{Block, QUERIES_A_TASK, Task, by_damping};
+use crate::gram::{gather, gather_double, packed_bytes};
+use crate::inverse::{Inverses, batches};
+use crate::preconditioner::{Block, DoubleQueries, Precision, QUERIES_A_TASK, Task, by_damping};
 use crate::tiles::SymmetricTiles;
 
 /// Memory that a block takes.
@@ -32,36 +33,79 @@ pub(crate) fn grams(task: &Task<'_>, blocks: &[Block]) -> Result<Vec<SymmetricTi
     Ok(grams.into_iter().flatten().collect())
 }
 
-/// Applies the inverses to the queries, for some blocks in one pass over the store.
+/// Applies the inverses to the queries, for some blocks in one pass over the store: into `out`, (dampings * queries,
+/// width of the store), or into `double`, after one more pass, where single precision does not suffice.
 pub(crate) fn precondition(
     task: &Task<'_>,
     blocks: &[Block],
     queries: ArrayView2<'_, f32>,
     out: &mut Array2<f32>,
+    double: &mut Vec<DoubleQueries>,
 ) -> Result<()> {
-    let workers = task.workers;
     let scale = task.rows as f64;
+    let mut left = Vec::new();
     for (block, gram) in blocks.iter().zip(grams(task, blocks)?) {
         // Where all rows are zero, whatever the query has, its score is zero: so is the result.
-        let Some(damped) = task.decompose(gram, block)? else {
+        let Some(damped) = task.decompose(gram, block, Precision::Single)? else {
             continue;
         };
         let queries = queries.slice(s![.., block.coordinates.clone()]);
-        let mut out = by_damping(out, task.dampings.len(), block.coordinates.clone());
+        let mut missing = Vec::new();
         for batch in batches(task.dampings.len()) {
-            let inverses = damped.inverses(batch.clone(), workers)?;
-            let mut out = out.slice_mut(s![batch, .., ..]);
-            let tasks = out.axis_chunks_iter_mut(Axis(1), QUERIES_A_TASK);
-            let tasks = tasks.zip(queries.axis_chunks_iter(Axis(0), QUERIES_A_TASK));
-            workers.for_each(tasks, |(mut out, queries)| {
-                inverses.solve(queries.mapv(f64::from), workers, |index, solved| {
-                    // F + lambda I = (gram + n lambda I) / n.
-                    let mut out = out.index_axis_mut(Axis(0), index);
-                    out.zip_mut_with(&solved, |out, value| *out = (scale * value) as f32);
-                })?;
-                Ok::<(), Error>(())
-            })?;
+            let (inverses, singular) = damped.inverses(&batch, task.workers)?;
+            missing.extend(singular);
+            let out = by_damping(out, task.dampings.len(), block.coordinates.clone());
+            // F + lambda I = (gram + n lambda I) / n.
+            let convert = |value| (scale * value) as f32;
+            solve(task, &inverses, queries, out, 0, convert)?;
+        }
+        if !missing.is_empty() {
+            left.push((block, missing));
+        }
+    }
+    let blocks: Vec<&Block> = left.iter().map(|(block, _)| *block).collect();
+    for ((block, numbers), gram) in left.iter().zip(gather_double(task, &blocks)?) {
+        let Some(damped) = task.decompose(gram, block, Precision::Double)? else {
+            continue;
+        };
+        let queries = queries.slice(s![.., block.coordinates.clone()]);
+        for &number in numbers {
+            let (inverses, singular) = damped.inverses(&[number], task.workers)?;
+            task.refuse(block, &singular)?;
+            let mut solved = zeros(
+                queries.dim(),
+                || format!("the preconditioned queries of column {:?}", block.name),
+                "give fewer queries or dampings at once",
+            )?;
+            let (count, width) = queries.dim();
+            let out = by_damping(&mut solved, 1, 0..width);
+            solve(task, &inverses, queries, out, number, |value| scale * value)?;
+            double.push(DoubleQueries {
+                coordinates: block.coordinates.clone(),
+                first: number * count,
+                values: solved.into_raw_vec_and_offset().0,
+            });
         }
     }
     Ok(())
+}
+
+/// Writes what the inverses make of the queries, (n, coordinates), into `out`, (dampings from `first` on, n, coordinates).
+fn solve<T: Send>(
+    task: &Task<'_>,
+    inverses: &Inverses<'_>,
+    queries: ArrayView2<'_, f32>,
+    mut out: ArrayViewMut3<'_, T>,
+    first: usize,
+    convert: impl Fn(f64) -> T + Sync,
+) -> Result<()> {
+    let tasks = out.axis_chunks_iter_mut(Axis(1), QUERIES_A_TASK);
+    let tasks = tasks.zip(queries.axis_chunks_iter(Axis(0), QUERIES_A_TASK));
+    task.workers.for_each(tasks, |(mut out, queries)| {
+        inverses.solve(queries.mapv(f64::from), task.workers, |number, solved| {
+            let mut out = out.index_axis_mut(Axis(0), number - first);
+            out.zip_mut_with(&solved, |out, &value| *out = convert(value));
+        })?;
+        Ok::<(), Error>(())
+    })
 }

@@ -18,9 +18,10 @@ use grass_core::dot::{
 use grass_core::parallel::Workers;
 use grass_core::simd::Path;
 use grass_store::{Dtype, Layout, StoreReader};
+use ndarray::{Array1, aview1};
 
 use crate::error::{Error, Result};
-use crate::preconditioner::{DEFAULT_MEMORY, Preconditioned, precondition};
+use crate::preconditioner::{DEFAULT_MEMORY, DoubleQueries, Preconditioned, precondition};
 use crate::runs::{Run, Runs};
 use crate::scorer::Method;
 
@@ -63,6 +64,8 @@ pub(crate) struct Prepared<'a> {
     layout: &'a Layout,
     /// (count, width), preconditioned where the method says so.
     values: Cow<'a, [f32]>,
+    /// Columns of queries that are multiplied in double precision.
+    double: Vec<DoubleQueries>,
     /// What preconditioning already knows of the scores, (count, rows), or empty: see [`Preconditioned`].
     wide_scores: Vec<f64>,
     /// How many rows the store has.
@@ -105,15 +108,16 @@ impl<'a> Prepared<'a> {
         }
         check(layout, queries, workers)?;
         let given = queries.len() / layout.width();
-        let (values, wide_scores) = match method {
+        let (values, double, wide_scores) = match method {
             Method::Influence => {
                 let Preconditioned {
                     queries,
+                    double,
                     wide_scores,
                 } = precondition(store, queries, dampings, DEFAULT_MEMORY, workers)?;
-                (Cow::Owned(queries), wide_scores)
+                (Cow::Owned(queries), double, wide_scores)
             }
-            Method::GradDot | Method::GradCos => (Cow::Borrowed(queries), Vec::new()),
+            Method::GradDot | Method::GradCos => (Cow::Borrowed(queries), Vec::new(), Vec::new()),
         };
         let path = Path::current();
         let (mut factors, mut norms) = (Vec::new(), Vec::new());
@@ -128,6 +132,7 @@ impl<'a> Prepared<'a> {
         let mut prepared = Self {
             layout,
             values,
+            double,
             wide_scores,
             rows: store.rows() as usize,
             given,
@@ -267,6 +272,10 @@ impl<'a> Prepared<'a> {
         scratch: &mut Scratch,
         workers: &Workers,
     ) -> Result<()> {
+        if !self.double.is_empty() {
+            let coordinates = coordinates.clone();
+            self.multiply_double(rows, coordinates, queries.clone(), sums, scratch, workers)?;
+        }
         let Scratch {
             tiles,
             values,
@@ -332,6 +341,49 @@ impl<'a> Prepared<'a> {
                         };
                         let scales = (row_scales.as_slice(), scales);
                         add_int8_products(self.path, numbers, length, tile, scales, sums);
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The part of [`Self::multiply`] for columns of queries in double precision.
+    fn multiply_double(
+        &self,
+        rows: StoredRows<'_>,
+        coordinates: Range<usize>,
+        queries: Range<usize>,
+        sums: &mut [f64],
+        scratch: &mut Scratch,
+        workers: &Workers,
+    ) -> Result<()> {
+        let (count, given) = (rows.count, queries.clone());
+        // Cut where runs end, as the products of long rows are.
+        for run in self.runs.within(coordinates) {
+            for part in &self.double {
+                let start = run.coordinates.start.max(part.coordinates.start);
+                let end = run.coordinates.end.min(part.coordinates.end);
+                let width = part.coordinates.len();
+                let last = part.first + part.values.len() / width;
+                let queries = given.start.max(part.first)..given.end.min(last);
+                if start >= end || queries.is_empty() {
+                    continue;
+                }
+                for row in 0..count {
+                    workers.check()?;
+                    rows.decode(self.layout, row, start..end, &mut scratch.values);
+                    let values: Array1<f64> =
+                        scratch.values.iter().copied().map(f64::from).collect();
+                    for query in queries.clone() {
+                        let first = (query - part.first) * width + start - part.coordinates.start;
+                        let query_values = &part.values[first..first + values.len()];
+                        // The sums of a tile are (rows, queries of the tile).
+                        let index = query - given.start;
+                        let tile = index / TILE * TILE;
+                        let place = row * TILE.min(given.len() - tile) + index - tile;
+                        sums[tile * count + place] +=
+                            f64::from(self.factors[query]) * values.dot(&aview1(query_values));
                     }
                 }
             }

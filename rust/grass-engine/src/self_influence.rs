@@ -4,14 +4,16 @@ use std::ops::Range;
 
 use grass_core::parallel::Workers;
 use grass_store::StoreReader;
-use ndarray::{Array2, ArrayViewMut2, Axis, s};
+use ndarray::{Array2, Axis, s};
 
 use crate::chunks::{RowWindow, zeros};
 use crate::dual::{self, BlockRows, check_dampings};
 use crate::error::{Error, Result};
-use crate::inverse::batches;
-use crate::preconditioner::{Block, DEFAULT_MEMORY, Damped, Task, groups};
+use crate::gram::gather_double;
+use crate::inverse::{Inverses, batches};
+use crate::preconditioner::{Block, DEFAULT_MEMORY, Precision, Task, groups};
 use crate::primal;
+use crate::tiles::SymmetricTiles;
 
 /// Most rows solved by one task.
 const ROWS_A_TASK: usize = 64;
@@ -23,7 +25,8 @@ const ROWS_A_TASK: usize = 64;
 /// for every group of columns that fits [`DEFAULT_MEMORY`]. A column wider than the store has rows goes through their
 /// inner products K = G G^T instead: entry i is n e_i^T K (K + n lambda I)^-1 e_i.
 ///
-/// Solved in double precision, with the same bits for any number of threads.
+/// Solved in double precision, with the same bits for any number of threads. A Fisher matrix that is summed in single
+/// precision is gathered again in double where [`crate::precondition`] would do so, in one more pass over the store.
 ///
 /// # Errors
 /// [`Error::Damping`], [`Error::Unfinished`], [`Error::Empty`], [`Error::Singular`], [`Error::NonFiniteRows`],
@@ -56,35 +59,66 @@ pub fn self_influence(
 
 /// Adds the part of some blocks whose own matrices are decomposed.
 fn add_narrow(task: &Task<'_>, blocks: &[Block], sums: &mut Array2<f64>) -> Result<()> {
-    let mut damped = Vec::new();
-    for (block, gram) in blocks.iter().zip(primal::grams(task, blocks)?) {
-        if let Some(inverse) = task.decompose(gram, block)? {
-            damped.push((block.coordinates.clone(), inverse));
-        }
-    }
-    for batch in batches(task.dampings.len()) {
-        let sums = sums.slice_mut(s![batch.clone(), ..]);
-        add_rows(task, &damped, batch, sums)?;
+    let all: Vec<usize> = (0..task.dampings.len()).collect();
+    let parts = blocks.iter().map(|block| (block, all.clone())).collect();
+    let grams = primal::grams(task, blocks)?;
+    let left = add_parts(task, parts, grams, Precision::Single, sums)?;
+    let blocks: Vec<&Block> = left.iter().map(|(block, _)| *block).collect();
+    let grams = gather_double(task, &blocks)?;
+    for (block, singular) in add_parts(task, left, grams, Precision::Double, sums)? {
+        task.refuse(block, &singular)?;
     }
     Ok(())
+}
+
+/// Adds the part of some blocks for the dampings given with each, and returns those for which the precision does not suffice.
+fn add_parts<'a>(
+    task: &Task<'_>,
+    parts: Vec<(&'a Block, Vec<usize>)>,
+    grams: Vec<SymmetricTiles>,
+    precision: Precision,
+    sums: &mut Array2<f64>,
+) -> Result<Vec<(&'a Block, Vec<usize>)>> {
+    let mut damped = Vec::new();
+    for ((block, numbers), gram) in parts.into_iter().zip(grams) {
+        if let Some(inverse) = task.decompose(gram, block, precision)? {
+            damped.push((block, numbers, inverse));
+        }
+    }
+    let mut left: Vec<_> = damped
+        .iter()
+        .map(|(block, ..)| (*block, Vec::new()))
+        .collect();
+    for batch in batches(task.dampings.len()) {
+        let mut inverses = Vec::new();
+        for ((block, numbers, damped), (_, left)) in damped.iter().zip(&mut left) {
+            let numbers = batch.iter().filter(|number| numbers.contains(number));
+            let numbers: Vec<usize> = numbers.copied().collect();
+            let (inverse, missing) = damped.inverses(&numbers, task.workers)?;
+            left.extend(missing);
+            if !inverse.numbers().is_empty() {
+                inverses.push((block.coordinates.clone(), inverse));
+            }
+        }
+        if !inverses.is_empty() {
+            add_rows(task, &inverses, sums)?;
+        }
+    }
+    left.retain(|(_, numbers)| !numbers.is_empty());
+    Ok(left)
 }
 
 /// Adds |L^-1 g|^2 of every row and block, in one pass over the store.
 fn add_rows(
     task: &Task<'_>,
-    damped: &[(Range<usize>, Damped<'_>)],
-    batch: Range<usize>,
-    mut sums: ArrayViewMut2<'_, f64>,
+    blocks: &[(Range<usize>, Inverses<'_>)],
+    sums: &mut Array2<f64>,
 ) -> Result<()> {
     let workers = task.workers;
-    let mut blocks = Vec::new();
-    for (coordinates, damped) in damped {
-        blocks.push((coordinates, damped.inverses(batch.clone(), workers)?));
-    }
     let row_bytes = task.store.layout().row_bytes() as u64;
     workers.progress().add_total(task.rows as u64 * row_bytes);
     let scale = task.rows as f64;
-    let coordinates: Vec<Range<usize>> = damped.iter().map(|(part, _)| part.clone()).collect();
+    let coordinates: Vec<Range<usize>> = blocks.iter().map(|(part, _)| part.clone()).collect();
     let mut window = RowWindow::new(task.store, &coordinates, &task.checked);
     for step in window.steps(0..task.rows as u64) {
         window.cover(step.clone(), workers)?;
@@ -94,7 +128,7 @@ fn add_rows(
         let tasks = sums.axis_chunks_iter_mut(Axis(1), length);
         let tasks = tasks.zip((step.start..).step_by(length));
         workers.for_each(tasks, |(mut sums, first)| {
-            for (coordinates, inverses) in &blocks {
+            for (coordinates, inverses) in blocks {
                 let mut rows = Array2::zeros((sums.ncols(), coordinates.len()));
                 window.decode_here(first, (*coordinates).clone(), rows.view_mut());
                 inverses.squares(rows, workers, |index, squares| {
@@ -120,14 +154,14 @@ fn add_wide(
     let workers = task.workers;
     let gram = rows.gram(block)?;
     let copy = gram.try_clone(&block.name, workers)?;
-    let Some(damped) = task.decompose(copy, block)? else {
+    let Some(damped) = task.decompose(copy, block, Precision::Double)? else {
         return Ok(());
     };
     check_dampings(task, block)?;
     let scale = task.rows as f64;
     for batch in batches(task.dampings.len()) {
-        let inverses = damped.inverses(batch.clone(), workers)?;
-        let mut sums = sums.slice_mut(s![batch, ..]);
+        let (inverses, singular) = damped.inverses(&batch, workers)?;
+        task.refuse(block, &singular)?;
         let tasks = sums.axis_chunks_iter_mut(Axis(1), ROWS_A_TASK);
         let tasks = tasks.zip((0..).step_by(ROWS_A_TASK));
         workers.for_each(tasks, |(mut sums, first)| {

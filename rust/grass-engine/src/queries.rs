@@ -12,7 +12,7 @@ use std::borrow::Cow;
 use std::ops::Range;
 
 use grass_core::dot::{
-    self, FLOAT_RUN, Float, Int8Tile, Lanes, Numbers, Rows, TILE, add_float_products,
+    self, Checksum, FLOAT_RUN, Float, Int8Tile, Lanes, Numbers, Rows, TILE, add_float_products,
     add_int8_products, lay_out_floats, lay_out_int8,
 };
 use grass_core::parallel::Workers;
@@ -27,6 +27,9 @@ use crate::scorer::Method;
 
 /// Bytes of queries that are laid out ahead; more are laid out anew for every chunk.
 const AHEAD_BYTES: usize = 64 << 20;
+
+/// Most queries whose products a checksum is taken beside: those of four take longer so than one after the other.
+const BESIDE: usize = 2;
 
 /// Tiles of queries.
 #[derive(Debug, Default)]
@@ -258,8 +261,17 @@ impl<'a> Prepared<'a> {
         }
     }
 
+    /// The checksum of `bytes`, to be taken beside their products, where that costs least: where the products are those
+    /// of few queries, with floats.
+    pub(crate) fn checksum<'b>(&self, bytes: &'b [u8]) -> Option<Checksum<'b>> {
+        match self.count() <= BESIDE && self.runs.wide().next().is_none() {
+            true => Checksum::beside_products(self.path, bytes),
+            false => None,
+        }
+    }
+
     /// `sums += rows * queries` over coordinates that begin and end where runs do. The sums of a tile of queries are
-    /// (rows, queries of the tile) row-major, one tile after the other.
+    /// (rows, queries of the tile) row-major, one tile after the other. A checksum goes on beside the products.
     ///
     /// # Errors
     /// [`Error::Core`] when cancelled.
@@ -269,7 +281,7 @@ impl<'a> Prepared<'a> {
         coordinates: Range<usize>,
         queries: Range<usize>,
         sums: &mut [f64],
-        scratch: &mut Scratch,
+        (scratch, mut checksum): (&mut Scratch, Option<&mut Checksum<'_>>),
         workers: &Workers,
     ) -> Result<()> {
         if !self.double.is_empty() {
@@ -330,7 +342,10 @@ impl<'a> Prepared<'a> {
                 match run.stretch.column {
                     None => {
                         let lanes = &tiles.lanes[blocks];
-                        add_float_products(self.path, float, numbers, length, lanes, sums);
+                        let checksum = checksum.as_deref_mut();
+                        add_float_products(
+                            self.path, float, numbers, length, lanes, sums, checksum,
+                        );
                     }
                     Some(_) => {
                         let scales = run.stretch.wide * self.count();

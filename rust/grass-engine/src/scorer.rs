@@ -7,7 +7,7 @@ use std::ops::Range;
 use std::str::FromStr;
 use std::sync::{Mutex, PoisonError};
 
-use grass_core::dot::TILE;
+use grass_core::dot::{Checksum, TILE};
 use grass_core::parallel::Workers;
 use grass_store::{ChunkReader, ChunkSpan, StoreReader};
 
@@ -227,7 +227,8 @@ impl<S: Sink> Thread<'_, S> {
         Ok(())
     }
 
-    /// Scores a chunk for a few queries: the products are memory-bound, so each piece is compared and multiplied at once.
+    /// Scores a chunk for a few queries: the products are memory-bound, so each piece is compared and multiplied at once,
+    /// in the same loop where that is possible.
     fn score_fused(
         &mut self,
         span: &ChunkSpan,
@@ -239,9 +240,18 @@ impl<S: Sink> Thread<'_, S> {
         // A multiple of the rows that the kernels take at once.
         let step = (FUSED.0 / row_bytes).clamp(4, SUMS.1) / 4 * 4;
         self.values.resize(self.queries.count() * count, 0.0);
+        let mut checksum = match reader.has_one_checksum() {
+            true => self.queries.checksum(bytes),
+            false => None,
+        };
         for (index, piece) in bytes.chunks(step * row_bytes).enumerate() {
-            reader.compare(piece);
-            self.multiply(piece, index * step, count)?;
+            if checksum.is_none() {
+                reader.compare(piece);
+            }
+            self.multiply(piece, index * step, count, checksum.as_mut())?;
+        }
+        if let Some(checksum) = checksum {
+            reader.compare_whole(checksum.finish());
         }
         reader.finish()?;
         let ids = self.store.chunk_ids(span)?;
@@ -266,7 +276,7 @@ impl<S: Sink> Thread<'_, S> {
             self.values.resize(self.queries.count() * ids.len(), 0.0);
             let step = (CACHED_BYTES / row_bytes).clamp(4, SUMS.1) / 4 * 4;
             for (index, piece) in bytes.chunks(step * row_bytes).enumerate() {
-                self.multiply(piece, index * step, ids.len())?;
+                self.multiply(piece, index * step, ids.len(), None)?;
             }
             self.put(first, ids)?;
             first += ids.len() as u64;
@@ -274,8 +284,14 @@ impl<S: Sink> Thread<'_, S> {
         Ok(())
     }
 
-    /// Scores whole rows into the values, of `count` rows, from row `first` of them on.
-    fn multiply(&mut self, bytes: &[u8], first: usize, count: usize) -> Result<()> {
+    /// Scores whole rows into the values, of `count` rows, from row `first` of them on; a checksum goes on beside.
+    fn multiply(
+        &mut self,
+        bytes: &[u8],
+        first: usize,
+        count: usize,
+        mut checksum: Option<&mut Checksum<'_>>,
+    ) -> Result<()> {
         let layout = self.store.layout();
         let rows = StoredRows {
             scales: bytes,
@@ -304,7 +320,7 @@ impl<S: Sink> Thread<'_, S> {
                 coordinates,
                 queries.clone(),
                 sums,
-                scratch,
+                (scratch, checksum.as_deref_mut()),
                 self.workers,
             )?;
             self.keep(queries, first, count);
@@ -358,8 +374,14 @@ impl<S: Sink> Thread<'_, S> {
                     .add_squares(rows, coordinates.clone(), squares, scratch);
             }
             let (queries, sums) = (queries.clone(), &mut self.sums);
-            self.queries
-                .multiply(rows, coordinates, queries, sums, scratch, self.workers)?;
+            self.queries.multiply(
+                rows,
+                coordinates,
+                queries,
+                sums,
+                (scratch, None),
+                self.workers,
+            )?;
         }
         let rest = layout.row_bytes() - layout.number_bytes(0..layout.width()).end;
         let bytes = self.buffer.take(rest);

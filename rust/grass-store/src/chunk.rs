@@ -52,8 +52,8 @@ impl Chunk {
 
 /// Reads the rows of one chunk, a run of bytes after the other.
 ///
-/// What [`ChunkReader::read`] gives is not yet compared: hand every byte to [`ChunkReader::compare`], in order, and keep
-/// no result of them before [`ChunkReader::finish`] has returned.
+/// What [`ChunkReader::read`] gives is not yet compared: hand every byte to [`ChunkReader::compare`], in order, or the
+/// CRC-32 of all to [`ChunkReader::compare_whole`], and keep no result of them before [`ChunkReader::finish`] has returned.
 #[derive(Debug)]
 pub struct ChunkReader<'a> {
     store: &'a StoreReader,
@@ -103,6 +103,19 @@ impl<'a> ChunkReader<'a> {
     /// Takes bytes that were read into the checksums.
     pub fn compare(&mut self, bytes: &[u8]) {
         self.rows.compare(bytes);
+    }
+
+    /// Whether one checksum covers all of the chunk, as in a finished store.
+    pub fn has_one_checksum(&self) -> bool {
+        self.rows.has_one_checksum()
+    }
+
+    /// Takes a CRC-32 of all bytes of the chunk in place of [`ChunkReader::compare`].
+    ///
+    /// # Panics
+    /// If the chunk has several checksums, or bytes were compared before.
+    pub fn compare_whole(&mut self, crc32: u32) {
+        self.rows.compare_whole(crc32);
     }
 
     /// Tells whether all that was read is what was written.
@@ -174,13 +187,34 @@ impl<'a> ChunkRows<'a> {
             self.hasher.update(now);
             self.compared += length as u64;
             bytes = later;
-            if self.compared == end
-                && std::mem::take(&mut self.hasher).finalize() != record.rows_crc
-            {
-                let problem = "the checksum differs";
-                let damage = self.shard.damage(Part::Rows, self.chunk, rows, problem);
-                self.damage.push(damage);
+            if self.compared == end {
+                let crc32 = std::mem::take(&mut self.hasher).finalize();
+                self.hold_against(rows, record.rows_crc, crc32);
             }
+        }
+    }
+
+    pub(crate) fn has_one_checksum(&self) -> bool {
+        let chunk = self.shard.chunk(self.chunk, self.layout);
+        self.shard.part(&chunk, chunk.start).0 == chunk
+    }
+
+    pub(crate) fn compare_whole(&mut self, crc32: u32) {
+        let chunk = self.shard.chunk(self.chunk, self.layout);
+        let (rows, record) = self.shard.part(&chunk, chunk.start);
+        assert!(
+            rows == chunk && self.compared == 0,
+            "one checksum of a whole chunk"
+        );
+        self.compared = self.length();
+        self.hold_against(rows, record.rows_crc, crc32);
+    }
+
+    fn hold_against(&mut self, rows: Range<u64>, written: u32, read: u32) {
+        if read != written {
+            let problem = "the checksum differs";
+            let damage = self.shard.damage(Part::Rows, self.chunk, rows, problem);
+            self.damage.push(damage);
         }
     }
 

@@ -8,6 +8,7 @@
 //!
 //! The queries of a run are laid out in tiles of up to [`TILE`]: the first lanes of each, then the next ones.
 
+mod checksum;
 mod int8;
 mod plain;
 #[cfg(test)]
@@ -15,6 +16,7 @@ mod tests;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
+pub use checksum::Checksum;
 pub use int8::{INT8_RUN, Int8Tile, NUMBERS, Numbers, add_int8_products, lay_out_int8};
 
 use half::{bf16, f16};
@@ -146,7 +148,8 @@ pub fn lay_out_floats(
 }
 
 /// `sums[row, query] += sum_i row[i] query[i]` over one run of `length` floats, for the queries of `tile`, as laid out by
-/// [`lay_out_floats`]; `sums` is (rows, queries) row-major.
+/// [`lay_out_floats`]; `sums` is (rows, queries) row-major. A `checksum` goes on by about as many bytes as are multiplied,
+/// which only costs nothing for few queries.
 ///
 /// # Panics
 /// If the run is empty or longer than [`FLOAT_RUN`], or rows, tile and sums do not fit each other.
@@ -157,6 +160,7 @@ pub fn add_float_products(
     length: usize,
     tile: &[Lanes],
     sums: &mut [f64],
+    checksum: Option<&mut Checksum<'_>>,
 ) {
     assert!(
         (1..=FLOAT_RUN).contains(&length),
@@ -168,7 +172,10 @@ pub fn add_float_products(
         rows.count * queries,
         "one sum a row and a query"
     );
-    for_path!(path, add_float_products(float, rows, length, tile, sums));
+    for_path!(
+        path,
+        add_float_products(float, rows, length, tile, sums, checksum)
+    );
 }
 
 /// How many queries a tile of so many blocks has, for `blocks` of each query.

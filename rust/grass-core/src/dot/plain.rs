@@ -1,7 +1,7 @@
 //! Inner products in plain loops for any machine.
 
 use super::{
-    Bfloat16, Float, Float16, Float32, Format, Int8Tile, LANES, Lanes, NUMBERS, Rows,
+    Bfloat16, Checksum, Float, Float16, Float32, Format, Int8Tile, LANES, Lanes, NUMBERS, Rows,
     for_format_and_queries, number,
 };
 
@@ -12,6 +12,7 @@ pub(super) fn add_float_products(
     length: usize,
     tile: &[Lanes],
     sums: &mut [f64],
+    _checksum: Option<&mut Checksum<'_>>,
 ) {
     let queries = tile.len() / length.div_ceil(LANES);
     for_format_and_queries!(float, queries, add_tile(float, rows, length, tile, sums));

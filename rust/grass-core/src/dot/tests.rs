@@ -81,7 +81,7 @@ fn every_path_sums_floats_of_every_format_and_length() {
             let tile = float_tile(&query_values, length);
             let sums = |path| {
                 let mut sums = vec![1.0; count * queries];
-                add_float_products(path, float, view, length, &tile, &mut sums);
+                add_float_products(path, float, view, length, &tile, &mut sums, None);
                 sums
             };
             let of_paths: Vec<(Path, Vec<f64>)> = Path::available()
@@ -128,7 +128,15 @@ fn a_sum_has_the_same_bits_in_a_tile_of_any_shape() {
             count,
         };
         let tile = float_tile(&query_values, length);
-        add_float_products(path, Float::Float32, view, length, &tile, &mut together);
+        add_float_products(
+            path,
+            Float::Float32,
+            view,
+            length,
+            &tile,
+            &mut together,
+            None,
+        );
         for (index, &sum) in together.iter().enumerate() {
             let (row, query) = (index / queries, index % queries);
             let view = Rows {
@@ -138,8 +146,43 @@ fn a_sum_has_the_same_bits_in_a_tile_of_any_shape() {
             };
             let tile = float_tile(&query_values[query * length..(query + 1) * length], length);
             let mut alone = [0.0];
-            add_float_products(path, Float::Float32, view, length, &tile, &mut alone);
+            add_float_products(path, Float::Float32, view, length, &tile, &mut alone, None);
             assert_eq!(alone[0].to_bits(), sum.to_bits(), "{path:?}");
+        }
+    }
+}
+
+#[test]
+fn a_checksum_beside_products_changes_neither() {
+    for float in [Float::Float32, Float::Float16, Float::Bfloat16] {
+        for (count, queries, length) in [(1, 1, 200), (4, 1, 512), (9, 3, 1023), (18, 6, 77)] {
+            let rows = stored(float, &numbers(count * length, 6));
+            let view = Rows {
+                bytes: &rows,
+                stride: length * float.bytes(),
+                count,
+            };
+            let tile = float_tile(&numbers(queries * length, 7), length);
+            for path in Path::available() {
+                let Some(mut checksum) = Checksum::beside_products(path, &rows) else {
+                    continue;
+                };
+                let plain = crc32fast::hash(&rows);
+                assert_eq!(checksum.clone().finish(), plain, "nothing is folded");
+                let mut sums = [vec![1.0; count * queries], vec![1.0; count * queries]];
+                let [alone, beside] = &mut sums;
+                add_float_products(path, float, view, length, &tile, alone, None);
+                let before = checksum.left.len();
+                let given = Some(&mut checksum);
+                add_float_products(path, float, view, length, &tile, beside, given);
+                assert_eq!(alone, beside, "{path:?} {float:?}");
+                assert!(checksum.left.len() < before || before == 0);
+                assert_eq!(
+                    checksum.finish(),
+                    plain,
+                    "{path:?} {float:?} {count} {length}"
+                );
+            }
         }
     }
 }

@@ -10,13 +10,30 @@ use std::arch::x86_64::{
 };
 
 use crate::dot::{
-    Bfloat16, Float, Float16, Float32, Format, Int8Tile, LANES, Lanes, NUMBERS, Rows,
+    Bfloat16, Checksum, Float, Float16, Float32, Format, Int8Tile, LANES, Lanes, NUMBERS, Rows,
     for_format_and_queries,
 };
 
 // One row at a time: its sums with a tile of queries fill the registers.
-define_float_products!("avx2,fma,f16c", 1);
+define_float_products!("avx2,fma,f16c", 1, ());
 define_int8_products!("avx2", 1);
+
+/// Adds the products of rows and the queries of a tile.
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(in crate::dot) fn add_float_products(
+    float: Float,
+    rows: Rows<'_>,
+    length: usize,
+    tile: &[Lanes],
+    sums: &mut [f64],
+    _checksum: Option<&mut Checksum<'_>>,
+) {
+    add_products(float, rows, length, tile, sums, &mut ());
+}
+
+/// Nothing is done beside the products.
+#[inline(always)]
+fn step<F: Format>(_beside: &mut (), _index: usize) {}
 
 /// One value of each lane: the first eight, then the others.
 type Pair = [__m256; 2];

@@ -9,31 +9,58 @@ use std::arch::x86_64::{
     _mm512_slli_epi32, _mm512_storeu_ps, _mm512_storeu_si512, _mm512_xor_si512,
 };
 
-use super::avx2;
+use super::{avx2, folding};
 use crate::dot::{
-    Bfloat16, Float, Float16, Float32, Format, INT8_RUN, Int8Tile, LANES, Lanes, NUMBERS, Numbers,
-    Rows, for_format_and_queries,
+    Bfloat16, Checksum, Float, Float16, Float32, Format, INT8_RUN, Int8Tile, LANES, Lanes, NUMBERS,
+    Numbers, Rows, for_format_and_queries,
 };
 
 const _: () = assert!(INT8_RUN as u64 * 255 * 128 < 1 << 31);
 
-define_float_products!("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c", 4);
+define_float_products!("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c", 4, ());
+
+/// Adds the products of rows and the queries of a tile, and takes the checksum beside them.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+pub(in crate::dot) fn add_float_products(
+    float: Float,
+    rows: Rows<'_>,
+    length: usize,
+    tile: &[Lanes],
+    sums: &mut [f64],
+    checksum: Option<&mut Checksum<'_>>,
+) {
+    let Some(checksum) = checksum else {
+        return add_products(float, rows, length, tile, sums, &mut ());
+    };
+    #[expect(
+        unsafe_code,
+        reason = "calls a function compiled for instructions that not every machine has"
+    )]
+    // SAFETY: there is a `Checksum` only where the processor was asked for them.
+    unsafe {
+        folding::add_float_products(float, rows, length, tile, sums, checksum);
+    }
+}
+
+/// Nothing is done beside the products.
+#[inline(always)]
+fn step<F: Format>(_beside: &mut (), _index: usize) {}
 
 #[target_feature(enable = "avx512f")]
 #[inline]
-fn zero() -> __m512 {
+pub(super) fn zero() -> __m512 {
     _mm512_setzero_ps()
 }
 
 #[target_feature(enable = "avx512f")]
 #[inline]
-fn multiply_add(left: __m512, right: __m512, sum: __m512) -> __m512 {
+pub(super) fn multiply_add(left: __m512, right: __m512, sum: __m512) -> __m512 {
     _mm512_fmadd_ps(left, right, sum)
 }
 
 #[target_feature(enable = "avx512f")]
 #[inline]
-fn load_query(lanes: &Lanes) -> __m512 {
+pub(super) fn load_query(lanes: &Lanes) -> __m512 {
     #[expect(unsafe_code, reason = "the instruction takes a pointer")]
     // SAFETY: the reference is to as many values as the instruction reads.
     unsafe {
@@ -43,7 +70,7 @@ fn load_query(lanes: &Lanes) -> __m512 {
 
 #[target_feature(enable = "avx512f")]
 #[inline]
-fn load<F: Format>(block: &F::Block) -> __m512 {
+pub(super) fn load<F: Format>(block: &F::Block) -> __m512 {
     let bytes: *const u8 = block.as_ref().as_ptr();
     match F::FLOAT {
         Float::Float32 => {
@@ -64,7 +91,7 @@ fn load<F: Format>(block: &F::Block) -> __m512 {
 /// The numbers of a row after its last whole block, zeros in the other lanes.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
 #[inline]
-fn load_rest<F: Format>(rest: &[u8]) -> __m512 {
+pub(super) fn load_rest<F: Format>(rest: &[u8]) -> __m512 {
     let mask = (1u16 << (rest.len() / F::FLOAT.bytes())) - 1;
     match F::FLOAT {
         Float::Float32 => {
@@ -94,7 +121,10 @@ fn widen<F: Format>(halves: __m256i) -> __m512 {
 /// Adds the lanes of every total to its sum.
 #[target_feature(enable = "avx512f")]
 #[inline]
-fn add_lanes<const R: usize, const Q: usize>(totals: [[__m512; Q]; R], sums: &mut [f64]) {
+pub(super) fn add_lanes<const R: usize, const Q: usize>(
+    totals: [[__m512; Q]; R],
+    sums: &mut [f64],
+) {
     let mut values = [[0f32; LANES]; 2];
     for (values, &four) in values.iter_mut().zip(&sums_of_lanes::<false, R, Q>(totals)) {
         #[expect(unsafe_code, reason = "the instruction takes a pointer")]

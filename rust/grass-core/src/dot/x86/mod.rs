@@ -1,19 +1,21 @@
 //! Inner products in the vector registers of AVX-512 and AVX2.
 
-/// Defines `add_float_products` for tiles of `$rows` rows, from the functions on one value a lane beside it.
+/// Defines `add_products` for tiles of `$rows` rows, from the functions on one value a lane near it. What is to be done
+/// beside the products is a `$beside`, a step of which goes with each block.
 macro_rules! define_float_products {
-    ($features:literal, $rows:literal) => {
+    ($features:literal, $rows:literal, $beside:ty) => {
         /// Adds the products of rows and the queries of a tile.
         #[target_feature(enable = $features)]
-        pub(in crate::dot) fn add_float_products(
+        fn add_products(
             float: Float,
             rows: Rows<'_>,
             length: usize,
             tile: &[Lanes],
             sums: &mut [f64],
+            beside: &mut $beside,
         ) {
             let queries = tile.len() / length.div_ceil(LANES);
-            for_format_and_queries!(float, queries, add_rows(rows, length, tile, sums));
+            for_format_and_queries!(float, queries, add_rows(rows, length, tile, sums, beside));
         }
 
         #[target_feature(enable = $features)]
@@ -22,19 +24,17 @@ macro_rules! define_float_products {
             length: usize,
             tile: &[Lanes],
             sums: &mut [f64],
+            beside: &mut $beside,
         ) {
             let (tile, bytes) = (tile.as_chunks::<Q>().0, length * F::FLOAT.bytes());
             let whole = rows.count / $rows * $rows;
             for row in (0..whole).step_by($rows) {
                 let sums = &mut sums[row * Q..(row + $rows) * Q];
-                add_tile::<F, $rows, Q>(rows.take(row, bytes), tile, sums);
+                add_tile::<F, $rows, Q>(rows.take(row, bytes), tile, sums, beside);
             }
             for row in whole..rows.count {
-                add_tile::<F, 1, Q>(
-                    rows.take(row, bytes),
-                    tile,
-                    &mut sums[row * Q..(row + 1) * Q],
-                );
+                let sums = &mut sums[row * Q..(row + 1) * Q];
+                add_tile::<F, 1, Q>(rows.take(row, bytes), tile, sums, beside);
             }
         }
 
@@ -44,6 +44,7 @@ macro_rules! define_float_products {
             rows: [&[u8]; R],
             tile: &[[Lanes; Q]],
             sums: &mut [f64],
+            beside: &mut $beside,
         ) {
             let whole = F::blocks(rows[0]).0.len();
             let mut blocks = [[].as_slice(); R];
@@ -51,8 +52,11 @@ macro_rules! define_float_products {
                 blocks[row] = &F::blocks(rows[row]).0[..whole];
             }
             let mut totals = [[zero(); Q]; R];
+            // Copied, so that the compiler keeps it in registers.
+            let mut own = *beside;
             let (tile, last) = tile.split_at(whole);
             for (index, queries) in tile.iter().enumerate() {
+                step::<F>(&mut own, index);
                 let mut values = [zero(); R];
                 for row in 0..R {
                     values[row] = load::<F>(&blocks[row][index]);
@@ -64,6 +68,7 @@ macro_rules! define_float_products {
                     }
                 }
             }
+            *beside = own;
             if let [last] = last {
                 for row in 0..R {
                     let values = load_rest::<F>(F::blocks(rows[row]).1);
@@ -121,3 +126,4 @@ macro_rules! define_int8_products {
 
 pub(super) mod avx2;
 pub(super) mod avx512;
+mod folding;

@@ -263,7 +263,7 @@ class Store:
 
         The rounding of `influence` grows where the rows of a column hardly span it and there is little
         damping. With s the smallest eigenvalue of F + lambda I scaled to ones on its diagonal, a column
-        is worked on in single precision down to s = 2^-11 and in double, more slowly, down to 2^-32;
+        is worked on in single precision down to s = 2^-11 and in double, more slowly, to s = 2^-32;
         below that it is refused. The root mean square of the errors over the rows is about
         2^-13 sqrt(q^T (F + lambda I)^-1 q) at most; for usual rows it is 1e-6 of that of the scores.
 

@@ -109,7 +109,7 @@ impl<'a> BlockRows<'a> {
             workers,
             ..
         } = self.task;
-        if let Some(gram) = saved.load(block, *rows, workers)? {
+        if let Some(gram) = saved.load(block, Precision::Double, *rows, workers)? {
             return Ok(gram);
         }
         let mut gram = SymmetricTiles::zeros(*rows, &block.name, workers)?;
@@ -118,7 +118,7 @@ impl<'a> BlockRows<'a> {
             let tasks = gram.gram_tasks(rows.view());
             workers.for_each(tasks, |tile| tile.run(workers))?;
         }
-        saved.save(block, &gram, workers)?;
+        saved.save(block, Precision::Double, &gram, workers)?;
         Ok(gram)
     }
 }

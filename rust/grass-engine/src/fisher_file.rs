@@ -1,10 +1,11 @@
 //! Fisher matrices kept beside a store, so that later calls need not read its rows to gather them.
 //!
 //! The folder `<store>.fisher`, next to the store's and never inside it, has a file a column, `column-00000.fisher`, by the
-//! column's number. All numbers are little endian:
+//! column's number; one whose products were summed in double precision is `column-00000.double.fisher`. All numbers are little
+//! endian:
 //!
 //! ```text
-//! 0 "GRASSFSH" | 8 version u32 | 12 column u32 | 16 size u64 | 24 the store's fingerprint, 32 bytes | 56 CRC-32 of the bytes before u32
+//! 0 "GRASSFSH", of products in double precision "GRASSFSD" | 8 version u32 | 12 column u32 | 16 size u64 | 24 the store's fingerprint, 32 bytes | 56 CRC-32 of the bytes before u32
 //! 60 the lower triangle of sum g g^T, or of the rows' inner products where the column has more coordinates than the store
 //!    has rows: row after row up to the diagonal, f64, in blocks of 131072 numbers (the last one shorter), after each its CRC-32 u32
 //! ```
@@ -26,10 +27,8 @@ use grass_core::parallel::Workers;
 use grass_store::StoreReader;
 
 use crate::error::Result;
-use crate::preconditioner::Block;
+use crate::preconditioner::{Block, Precision};
 use crate::tiles::SymmetricTiles;
-
-const MAGIC: &[u8; 8] = b"GRASSFSH";
 
 /// Also of the way in which the matrix is summed: another way needs another number.
 const VERSION: u32 = 1;
@@ -66,9 +65,12 @@ impl SavedFisher {
         })
     }
 
-    fn header(&self, block: &Block, size: usize) -> [u8; HEADER_BYTES] {
+    fn header(&self, block: &Block, precision: Precision, size: usize) -> [u8; HEADER_BYTES] {
         let mut header = [0; HEADER_BYTES];
-        header[..8].copy_from_slice(MAGIC);
+        header[..8].copy_from_slice(match precision {
+            Precision::Single => b"GRASSFSH",
+            Precision::Double => b"GRASSFSD",
+        });
         header[8..12].copy_from_slice(&VERSION.to_le_bytes());
         header[12..16].copy_from_slice(&(block.index as u32).to_le_bytes());
         header[16..24].copy_from_slice(&(size as u64).to_le_bytes());
@@ -85,10 +87,11 @@ impl SavedFisher {
     pub(crate) fn load(
         &self,
         block: &Block,
+        precision: Precision,
         size: usize,
         workers: &Workers,
     ) -> Result<Option<SymmetricTiles>> {
-        let Some(mut reader) = self.open(block, size) else {
+        let Some(mut reader) = self.open(block, precision, size) else {
             return Ok(None);
         };
         let mut matrix = SymmetricTiles::zeros(size, &block.name, workers)?;
@@ -104,16 +107,16 @@ impl SavedFisher {
     }
 
     /// The blocks of a file whose length and header are right.
-    fn open(&self, block: &Block, size: usize) -> Option<BlockReader> {
+    fn open(&self, block: &Block, precision: Precision, size: usize) -> Option<BlockReader> {
         let folder = self.folder.as_ref()?;
-        let mut file = File::open(folder.join(name(block))).ok()?;
+        let mut file = File::open(folder.join(name(block, precision))).ok()?;
         let mut header = [0; HEADER_BYTES];
         let left = values(size);
         if file.metadata().ok()?.len() != file_bytes(left) {
             return None;
         }
         file.read_exact(&mut header).ok()?;
-        (header == self.header(block, size)).then_some(BlockReader {
+        (header == self.header(block, precision, size)).then_some(BlockReader {
             file,
             left,
             block: Vec::new(),
@@ -128,14 +131,16 @@ impl SavedFisher {
     pub(crate) fn save(
         &self,
         block: &Block,
+        precision: Precision,
         matrix: &SymmetricTiles,
         workers: &Workers,
     ) -> Result<()> {
         let Some(folder) = &self.folder else {
             return Ok(());
         };
-        let path = folder.join(name(block));
-        let temporary = folder.join(format!("{}.tmp", name(block)));
+        let name = name(block, precision);
+        let path = folder.join(&name);
+        let temporary = folder.join(format!("{name}.tmp"));
         // One writer at a time: another one is about to save the same numbers.
         let lock = fs::create_dir_all(folder).and_then(|()| File::create(folder.join(".lock")));
         let Ok(lock) = lock else {
@@ -145,7 +150,7 @@ impl SavedFisher {
             return Ok(());
         }
         let written = File::create(&temporary).and_then(|file| {
-            let header = self.header(block, matrix.size);
+            let header = self.header(block, precision, matrix.size);
             let whole = write(file, &header, matrix, workers)?;
             if whole {
                 fs::rename(&temporary, &path)?;
@@ -160,8 +165,12 @@ impl SavedFisher {
     }
 }
 
-fn name(block: &Block) -> String {
-    format!("column-{:05}.fisher", block.index)
+fn name(block: &Block, precision: Precision) -> String {
+    let kind = match precision {
+        Precision::Single => "fisher",
+        Precision::Double => "double.fisher",
+    };
+    format!("column-{:05}.{kind}", block.index)
 }
 
 /// Numbers in the lower triangle of a matrix.

@@ -100,7 +100,7 @@ pub struct Preconditioned {
 /// much of the scores. s is known by inverse iteration, to a small factor.
 ///
 /// The store is read as often as its Fisher matrices fill `memory` bytes, a block at least at a
-/// time, and not at all where all of them were saved by an earlier call, which those in double precision never are. A column with more coordinates than the store has
+/// time, and not at all where all of them were saved by an earlier call. A column with more coordinates than the store has
 /// rows goes through the rows' inner products, in memory by rows, and reads the store in any case.
 ///
 /// Beside queries and result, memory stays below 256 MiB and three Fisher matrices of `f32` of the widest block, with

@@ -16,25 +16,32 @@ pub(crate) fn bytes(block: &Block) -> usize {
 }
 
 /// sum g g^T of every block: saved ones, and the others in one pass over the store.
-pub(crate) fn grams(task: &Task<'_>, blocks: &[Block]) -> Result<Vec<SymmetricTiles>> {
+pub(crate) fn grams(
+    task: &Task<'_>,
+    blocks: &[&Block],
+    precision: Precision,
+) -> Result<Vec<SymmetricTiles>> {
     let mut grams = Vec::new();
     for block in blocks {
         let size = block.coordinates.len();
-        grams.push(task.saved.load(block, size, task.workers)?);
+        grams.push(task.saved.load(block, precision, size, task.workers)?);
     }
     let missing = grams.iter_mut().zip(blocks);
     let (mut slots, missing): (Vec<_>, Vec<&Block>) =
         missing.filter(|(gram, _)| gram.is_none()).unzip();
-    let gathered = gather(task, &missing)?;
+    let gathered = match precision {
+        Precision::Single => gather(task, &missing)?,
+        Precision::Double => gather_double(task, &missing)?,
+    };
     for ((slot, block), gram) in slots.iter_mut().zip(missing).zip(gathered) {
-        task.saved.save(block, &gram, task.workers)?;
+        task.saved.save(block, precision, &gram, task.workers)?;
         **slot = Some(gram);
     }
     Ok(grams.into_iter().flatten().collect())
 }
 
 /// Applies the inverses to the queries, for some blocks in one pass over the store: into `out`, (dampings * queries,
-/// width of the store), or into `double`, after one more pass, where single precision does not suffice.
+/// width of the store), or into `double`, after one more pass if that was not saved, where single precision does not suffice.
 pub(crate) fn precondition(
     task: &Task<'_>,
     blocks: &[Block],
@@ -44,7 +51,8 @@ pub(crate) fn precondition(
 ) -> Result<()> {
     let scale = task.rows as f64;
     let mut left = Vec::new();
-    for (block, gram) in blocks.iter().zip(grams(task, blocks)?) {
+    let all: Vec<&Block> = blocks.iter().collect();
+    for (block, gram) in blocks.iter().zip(grams(task, &all, Precision::Single)?) {
         // Where all rows are zero, whatever the query has, its score is zero: so is the result.
         let Some(damped) = task.decompose(gram, block, Precision::Single)? else {
             continue;
@@ -64,7 +72,7 @@ pub(crate) fn precondition(
         }
     }
     let blocks: Vec<&Block> = left.iter().map(|(block, _)| *block).collect();
-    for ((block, numbers), gram) in left.iter().zip(gather_double(task, &blocks)?) {
+    for ((block, numbers), gram) in left.iter().zip(grams(task, &blocks, Precision::Double)?) {
         let Some(damped) = task.decompose(gram, block, Precision::Double)? else {
             continue;
         };

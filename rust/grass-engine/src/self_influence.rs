@@ -9,7 +9,6 @@ use ndarray::{Array2, Axis, s};
 use crate::chunks::{RowWindow, zeros};
 use crate::dual::{self, BlockRows, check_dampings};
 use crate::error::{Error, Result};
-use crate::gram::gather_double;
 use crate::inverse::{Inverses, batches};
 use crate::preconditioner::{Block, DEFAULT_MEMORY, Precision, Task, groups};
 use crate::primal;
@@ -26,7 +25,7 @@ const ROWS_A_TASK: usize = 64;
 /// inner products K = G G^T instead: entry i is n e_i^T K (K + n lambda I)^-1 e_i.
 ///
 /// Solved in double precision, with the same bits for any number of threads. A Fisher matrix that is summed in single
-/// precision is gathered again in double where [`crate::precondition`] would do so, in one more pass over the store.
+/// precision is gathered again in double where [`crate::precondition`] would do so.
 ///
 /// # Errors
 /// [`Error::Damping`], [`Error::Unfinished`], [`Error::Empty`], [`Error::Singular`], [`Error::NonFiniteRows`],
@@ -61,10 +60,11 @@ pub fn self_influence(
 fn add_narrow(task: &Task<'_>, blocks: &[Block], sums: &mut Array2<f64>) -> Result<()> {
     let all: Vec<usize> = (0..task.dampings.len()).collect();
     let parts = blocks.iter().map(|block| (block, all.clone())).collect();
-    let grams = primal::grams(task, blocks)?;
+    let whole: Vec<&Block> = blocks.iter().collect();
+    let grams = primal::grams(task, &whole, Precision::Single)?;
     let left = add_parts(task, parts, grams, Precision::Single, sums)?;
     let blocks: Vec<&Block> = left.iter().map(|(block, _)| *block).collect();
-    let grams = gather_double(task, &blocks)?;
+    let grams = primal::grams(task, &blocks, Precision::Double)?;
     for (block, singular) in add_parts(task, left, grams, Precision::Double, sums)? {
         task.refuse(block, &singular)?;
     }

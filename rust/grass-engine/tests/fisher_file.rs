@@ -19,6 +19,9 @@ use ndarray::Array2;
 const WIDTHS: [usize; 2] = [20, 70];
 const ROWS: usize = 40;
 const SIZES: [usize; 2] = [20, ROWS];
+/// The rows' inner products are in double precision.
+const NAMES: [&str; 2] = ["column-00000.fisher", "column-00001.double.fisher"];
+const MAGICS: [&[u8; 8]; 2] = [b"GRASSFSH", b"GRASSFSD"];
 
 struct Case {
     _folder: tempfile::TempDir,
@@ -52,7 +55,7 @@ impl Case {
     }
 
     fn files(&self) -> [PathBuf; 2] {
-        [0, 1].map(|column| self.folder().join(format!("column-{column:05}.fisher")))
+        NAMES.map(|name| self.folder().join(name))
     }
 
     fn bytes(&self) -> [Vec<u8>; 2] {
@@ -75,13 +78,10 @@ fn a_file_a_column_is_beside_the_store_and_has_the_length_that_is_told() {
     let before = names(case.store.path());
     case.solved();
     assert_eq!(names(case.store.path()), before);
-    assert_eq!(
-        names(&case.folder()),
-        [".lock", "column-00000.fisher", "column-00001.fisher"]
-    );
-    for (bytes, size) in case.bytes().iter().zip(SIZES) {
+    assert_eq!(names(&case.folder()), [".lock", NAMES[0], NAMES[1]]);
+    for ((bytes, size), magic) in case.bytes().iter().zip(SIZES).zip(MAGICS) {
         assert_eq!(bytes.len(), 60 + size * (size + 1) / 2 * 8 + 4);
-        assert_eq!(&bytes[..8], b"GRASSFSH");
+        assert_eq!(&bytes[..8], magic);
         assert_eq!(bytes[24..56], case.store.fingerprint().unwrap());
         let values = &bytes[60..bytes.len() - 4];
         assert_eq!(
@@ -151,20 +151,28 @@ fn saved_matrices_give_the_same_bits_without_reading_a_row() {
     fs::remove_dir_all(case.folder()).unwrap();
     assert!(case.solved() == fresh);
 
-    // A store of narrow columns alone is not read at all: not even damage is seen.
+    // A store of narrow columns alone is not read at all: not even damage is seen. Nor for one whose rows hardly span
+    // it, which needs a second matrix.
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("s");
-    let store = write(&path, Dtype::Float32, &[5], &numbers(30, 5, 1), ONE_COMMIT);
+    let mut rows = numbers(30, 5, 1);
+    let first = rows.column(0).to_owned();
+    rows.column_mut(4).assign(&first);
+    let store = write(&path, Dtype::Float32, &[5], &rows, ONE_COMMIT);
     let solve = || {
         precondition(
             &store,
             &[1.0; 5],
-            &[0.4],
+            &[1e-6],
             DEFAULT_MEMORY,
             &Workers::serial(),
         )
     };
     let fresh = solve().unwrap();
+    assert_eq!(
+        names(&folder.path().join("s.fisher")),
+        [".lock", "column-00000.double.fisher", "column-00000.fisher"]
+    );
     let rows = path.join("shard-00000.rows");
     let mut bytes = fs::read(&rows).unwrap();
     bytes[4096 + 50] ^= 1;
@@ -218,10 +226,7 @@ fn a_place_that_cannot_be_written_is_no_error() {
     // A folder where a file would be.
     fs::create_dir_all(&case.files()[0]).unwrap();
     assert!(case.solved() == fresh);
-    assert_eq!(
-        names(&case.folder()),
-        [".lock", "column-00000.fisher", "column-00001.fisher"]
-    );
+    assert_eq!(names(&case.folder()), [".lock", NAMES[0], NAMES[1]]);
 }
 
 #[test]

@@ -7,6 +7,7 @@ from grass_rs.compress import (
     FactGraSS,
     Gaussian,
     GraSS,
+    KfacGraSS,
     LoGra,
     Mask,
     RandomMask,
@@ -61,6 +62,7 @@ __all__ = [
     "Gaussian",
     "GraSS",
     "GrassError",
+    "KfacGraSS",
     "LoGra",
     "LossError",
     "Mask",
@@ -69,6 +71,7 @@ __all__ = [
     "RandomMask",
     "Scores",
     "ScoresFileError",
+    "SecondMoments",
     "ShapeError",
     "SpecError",
     "Store",
@@ -92,10 +95,11 @@ __all__ = [
     "num_threads",
     "open_store",
     "register_torch_ops",
+    "second_moments",
     "set_num_threads",
 ]
 
-_LAZY = ("Attributor", "Plan")
+_LAZY = ("Attributor", "Plan", "SecondMoments", "second_moments")
 """Names that need torch: imported at first use."""
 
 

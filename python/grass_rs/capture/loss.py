@@ -24,6 +24,8 @@ def resolve_loss(loss: str | Loss) -> Loss:
     the inputs are a mapping; the outputs are a tensor or have it as `.logits`.
 
     - "cross_entropy": logits (n, classes, ...), targets (n, ...); summed over all but the example.
+    - "margin": logits (n, classes), targets (n,); -log(p / (1 - p)) with the probability p of the
+      target's class: minus the model output of TRAK (arXiv 2303.14186, section 3.1).
     - "mse": squared errors, targets shaped as the outputs; summed over outputs.
     - "binary_cross_entropy": logits and targets of one shape; summed over outputs.
     - "causal_lm": token ids (n, t), labels (n, t) aligned with them (shifted here), -100 ignored;
@@ -96,6 +98,23 @@ def _cross_entropy(model: nn.Module, batch: Any) -> Tensor:
     )
 
 
+def _margin(model: nn.Module, batch: Any) -> Tensor:
+    logits, targets = _outputs_and_targets("margin", model, batch)
+    if logits.ndim != 2 or logits.shape[1] < 2 or targets.shape != logits.shape[:1]:
+        msg = (
+            f"margin expects logits (n, classes) of at least two classes and targets (n,), got "
+            f"{tuple(logits.shape)} and {tuple(targets.shape)}: pass one class an example"
+        )
+        raise LossError(msg)
+    if targets.is_floating_point():
+        msg = f"margin expects targets that are numbers of classes, got {targets.dtype}: pass int64"
+        raise LossError(msg)
+    wide = _at_least_float(logits)
+    right = wide.gather(1, targets[:, None])
+    others = wide.scatter(1, targets[:, None], -torch.inf)
+    return others.logsumexp(dim=1) - right[:, 0]
+
+
 def _mse(model: nn.Module, batch: Any) -> Tensor:
     outputs, targets = _outputs_and_targets("mse", model, batch)
     _same_shape("mse", outputs, targets)
@@ -131,6 +150,7 @@ def _causal_lm(model: nn.Module, batch: Any) -> Tensor:
 
 _PRESETS: dict[str, Loss] = {
     "cross_entropy": _cross_entropy,
+    "margin": _margin,
     "mse": _mse,
     "binary_cross_entropy": _binary_cross_entropy,
     "causal_lm": _causal_lm,

@@ -11,6 +11,7 @@ from grass_rs.compress.compressor import (
 from grass_rs.compress.factgrass import FactGraSS
 from grass_rs.compress.gaussian import Gaussian
 from grass_rs.compress.grass import GraSS
+from grass_rs.compress.kfac_grass import KfacGraSS
 from grass_rs.compress.logra import LoGra
 from grass_rs.compress.mask import Mask, RandomMask
 from grass_rs.compress.sjlt import SJLT
@@ -23,6 +24,7 @@ __all__ = [
     "FactorCompressor",
     "Gaussian",
     "GraSS",
+    "KfacGraSS",
     "LoGra",
     "Mask",
     "RandomMask",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _CLASSES: dict[str, type[Compressor]] = {}
+_READERS: dict[bytes, Callable[[bytes], Compressor]] = {}
+"""Magic -> what reads the bytes of a compressor that holds more than its spec."""
+_MAGIC_BYTES = 8
 
 
 class Compressor:
@@ -102,6 +105,12 @@ class Compressor:
             If the matrix is larger than `max_bytes`.
 
         """
+        self._check_dense_size(max_bytes)
+        dense = np.empty((self.output_dim, self.input_dim), dtype=np.float32)
+        self._native.write_dense(dense)
+        return dense
+
+    def _check_dense_size(self, max_bytes: int) -> None:
         size = 4 * self.output_dim * self.input_dim
         if size > max_bytes:
             msg = (
@@ -109,9 +118,10 @@ class Compressor:
                 f"({self.output_dim}, {self.input_dim}) takes {size}: raise max_bytes to allow it"
             )
             raise SpecError(msg)
-        dense = np.empty((self.output_dim, self.input_dim), dtype=np.float32)
-        self._native.write_dense(dense)
-        return dense
+
+    @classmethod
+    def _from_spec(cls, spec: Mapping[str, Any]) -> Compressor:
+        return _wrap(NativeCompressor.from_spec(json.dumps(dict(spec))))
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Compressor):
@@ -212,10 +222,7 @@ class FactorCompressor(Compressor):
 
         """
         name = type(self).__name__
-        if not isinstance(bias, bool):
-            raise SpecError(
-                f"{name}: bias expects True or False, got {type(bias).__name__}: the ones are implied, pass no values"
-            )
+        self._check_bias(bias)
         if type(inputs) is type(grad_outputs) is np.ndarray:
             return cpu.compress_factors(self._native, name, inputs, grad_outputs, bias, out)
         if is_traced(inputs) or is_traced(grad_outputs):
@@ -226,6 +233,13 @@ class FactorCompressor(Compressor):
             )
         backend = backend_of_both(name, inputs, grad_outputs)
         return backend.compress_factors(self._native, name, inputs, grad_outputs, bias, out)
+
+    def _check_bias(self, bias: object) -> None:
+        if not isinstance(bias, bool):
+            raise SpecError(
+                f"{type(self).__name__}: bias expects True or False, got {type(bias).__name__}: the ones "
+                f"are implied, pass no values"
+            )
 
     @property
     def in_features(self) -> int:
@@ -264,7 +278,13 @@ def compressor_from_bytes(data: bytes) -> Compressor:
         If the bytes are damaged, of another format version, or no compressor.
 
     """
-    return _wrap(NativeCompressor.from_bytes(data))
+    read = _READERS.get(bytes(data[:_MAGIC_BYTES])) if isinstance(data, bytes) else None
+    return _wrap(NativeCompressor.from_bytes(data)) if read is None else read(data)
+
+
+def register_reader(magic: bytes, read: Callable[[bytes], Compressor]) -> None:
+    """Let `compressor_from_bytes` read bytes that begin with a magic of its own."""
+    _READERS[magic] = read
 
 
 def compressor_from_spec(spec: object) -> Compressor:
@@ -282,7 +302,7 @@ def compressor_from_spec(spec: object) -> Compressor:
     type_name = spec.get("type")
     if not isinstance(type_name, str) or type_name not in _CLASSES:
         raise SpecError(unknown_name("compressor type", type_name, _CLASSES))
-    return _wrap(NativeCompressor.from_spec(json.dumps(dict(spec))))
+    return _CLASSES[type_name]._from_spec(spec)  # noqa: SLF001 - a class of this module
 
 
 def register_torch_ops() -> None:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from itertools import islice
 from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 import torch
 
 from grass_rs.capture import Capture, find_blocks, resolve_loss
+from grass_rs.engine.checkpoints import Checkpoints
 from grass_rs.engine.examples import Examples
 from grass_rs.engine.plan import Plan
 from grass_rs.engine.rows import DeviceRows, RowLayout
@@ -24,9 +27,10 @@ from grass_rs.store import (
     create_store,
     open_store,
 )
+from grass_rs.types import Column
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable
+    from collections.abc import Callable, Collection, Iterable, Mapping
     from os import PathLike
 
     from numpy.typing import NDArray
@@ -36,6 +40,7 @@ if TYPE_CHECKING:
     from grass_rs.types import Scores
 
 _NONFINITE = ("raise", "skip")
+_TRAK_WEIGHT = {"type": "trak_weight"}
 
 
 @dataclass(frozen=True)
@@ -66,28 +71,58 @@ class Attributor:
         outputs), "binary_cross_entropy", "causal_lm" (summed over tokens), which take batches
         (inputs, targets). The loss of an example must not depend on the rest of its batch.
     plan
-        What is captured and how it is compressed.
+        What is captured and how it is compressed; or, with `checkpoints`, a list with the plan of
+        each, all of the same blocks.
+    checkpoints
+        State dicts of the model, or files of them (`torch.save`, safetensors): a row then has the
+        gradients at every checkpoint side by side, in columns NAME@0, NAME@1, and so on. They are
+        loaded into the model in turn for every batch, and its own weights put back at the end.
 
     Raises
     ------
     SpecError
-        If the loss is unknown, or the plan was made for another model.
+        If the loss is unknown, a plan was made for another model, or a checkpoint does not fit it.
 
     """
 
-    def __init__(self, model: torch.nn.Module, loss: str | Loss, plan: Plan) -> None:
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        loss: str | Loss,
+        plan: Plan | Sequence[Plan],
+        *,
+        checkpoints: Sequence[Mapping[str, torch.Tensor] | str | PathLike[str]] | None = None,
+    ) -> None:
         self._loss = resolve_loss(loss)
-        if not isinstance(plan, Plan):
-            raise SpecError(f"Attributor expects a Plan, got {plan!r}: make it with Plan.for_model")
+        self._checkpoints = Checkpoints(model, checkpoints)
+        self._plans = _one_each(plan, len(self._checkpoints.suffixes))
         found = {block.name: block for block in find_blocks(model)}
-        for block in plan.blocks:
+        for block in self._plans[0].blocks:
             if found.get(block.name) != block:
                 raise SpecError(
                     f"Attributor: the plan's block {block.name!r} has parameters {block.parameters}, the "
                     f"model has {found.get(block.name)}: make the plan with Plan.for_model of this model"
                 )
         self._model = model
-        self._plan = plan
+        self._weighted = loss == "margin"
+
+    @property
+    def columns(self) -> tuple[Column, ...]:
+        """Columns of a row: those of the plan, of every checkpoint.
+
+        With the loss "margin" each checkpoint has one more, "(weight)", of width 1: TRAK's
+        Q = 1 - p, one less the probability of the example's class.
+        """
+        columns: list[Column] = []
+        for plan, suffix in zip(self._plans, self._checkpoints.suffixes, strict=True):
+            offset = columns[-1].offset + columns[-1].width if columns else 0
+            columns += [
+                replace(column, name=column.name + suffix, offset=offset + column.offset)
+                for column in plan.columns
+            ]
+            if self._weighted:
+                columns.append(Column(f"(weight){suffix}", offset + plan.width, 1, _TRAK_WEIGHT))
+        return tuple(columns)
 
     def cache(
         self,
@@ -150,7 +185,7 @@ class Attributor:
         create = partial(
             create_store,
             path,
-            self._plan.columns,
+            self.columns,
             dtype,
             fingerprints=self._fingerprints(),
             resume=resume,
@@ -264,7 +299,7 @@ class Attributor:
             raise SpecError(
                 f"score expects a Store, got {store!r}: open it with grass_rs.open_store"
             )
-        check_same_columns(store.path, store.columns, self._plan.columns)
+        check_same_columns(store.path, store.columns, self.columns)
         check_same_fingerprints(store.path, store.fingerprints, self._fingerprints())
         queries = self.compress(query_loader, progress=progress)
         return store.score(queries, method, damping, top_k, out=out, progress=progress)
@@ -275,7 +310,7 @@ class Attributor:
         Returns
         -------
         numpy.ndarray
-            (n, plan.width) float32.
+            (n, width) float32, the attributor's columns side by side.
 
         Raises
         ------
@@ -306,27 +341,48 @@ class Attributor:
         Left out are batches of committed examples alone; others are whole, so that their rows have
         the bits they would have had.
         """
-        layout = RowLayout(self._model, self._plan)
+        layouts = [RowLayout(self._model, plan) for plan in self._plans]
 
         def arrived(arrays: list[NDArray[Any]], ids: NDArray[np.uint64]) -> None:
             *parts, finite = arrays
-            rows = layout.side_by_side(parts)
+            rows = self._side_by_side(layouts, parts)
             # Finite factors may have a product that float32 does not hold.
             take(_Batch(ids, rows, finite & np.isfinite(rows).all(axis=1)))
 
         with (
-            Capture(self._model, self._loss, self._plan.blocks) as capture,
+            self._checkpoints.held(),
+            Capture(self._model, self._loss, self._plans[0].blocks) as capture,
             Transfer(arrived) as to_host,
         ):
             for batch, ids in examples:
                 if all(example in committed for example in ids.tolist()):
                     continue
-                rows = DeviceRows(layout, len(ids))
-                captured = capture.run(batch, rows.add)
-                to_host.send([*rows.parts, captured.finite], ids)
+                parts: list[torch.Tensor] = []
+                finite: list[torch.Tensor] = []
+                for number, layout in enumerate(layouts):
+                    self._checkpoints.load(number)
+                    rows = DeviceRows(layout, len(ids))
+                    captured = capture.run(batch, rows.add)
+                    parts += rows.parts
+                    if self._weighted:
+                        parts.append(_trak_weights(captured.losses))
+                    finite.append(captured.finite)
+                to_host.send([*parts, torch.stack(finite).all(dim=0)], ids)
+
+    def _side_by_side(
+        self, layouts: Sequence[RowLayout], parts: Sequence[NDArray[Any]]
+    ) -> NDArray[np.float32]:
+        """Return rows from the parts of all checkpoints, each followed by its weights."""
+        groups, left = [], iter(parts)
+        for layout in layouts:
+            groups.append(layout.side_by_side(list(islice(left, len(layout.widths)))))
+            groups += islice(left, int(self._weighted))
+        return groups[0] if len(groups) == 1 else np.concatenate(groups, axis=1)
 
     def _fingerprints(self) -> dict[str, str]:
-        return {"plan": self._plan.fingerprint, "model": fingerprint_of(self._model)}
+        plans = [plan.fingerprint for plan in self._plans]
+        whole = plans[0] if len(plans) == 1 else hashlib.sha256("".join(plans).encode()).hexdigest()
+        return {"plan": whole, "model": self._checkpoints.fingerprint()}
 
 
 def _open_if_there(path: str | PathLike[str]) -> Store | None:
@@ -336,12 +392,20 @@ def _open_if_there(path: str | PathLike[str]) -> Store | None:
         return None
 
 
-def fingerprint_of(model: torch.nn.Module) -> str:
-    """Return the SHA-256 of a model's parameters and buffers: names, dtypes, shapes and bytes."""
-    digest = hashlib.sha256()
-    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        dense = tensor.detach().to_dense() if tensor.layout != torch.strided else tensor.detach()
-        values = dense.cpu().contiguous().reshape(-1).view(torch.uint8)
-        digest.update(values.numpy().tobytes())
-    return digest.hexdigest()
+def _one_each(plan: Plan | Sequence[Plan], count: int) -> list[Plan]:
+    """Return the plan of each of `count` checkpoints."""
+    plans = [plan] * count if isinstance(plan, Plan) else plan
+    if not isinstance(plans, Sequence) or not all(isinstance(each, Plan) for each in plans):
+        raise SpecError(f"Attributor expects a Plan, got {plan!r}: make it with Plan.for_model")
+    if len(plans) != count or any(each.blocks != plans[0].blocks for each in plans):
+        raise SpecError(
+            f"Attributor expects one Plan, or one for each of {count} checkpoints, all of the same "
+            f"blocks, got {len(plans)} plans of {[len(each) for each in plans]} blocks: make them with "
+            f"the same layers="
+        )
+    return list(plans)
+
+
+def _trak_weights(margin_losses: torch.Tensor) -> torch.Tensor:
+    """Return 1 - p (n, 1) float32 of the losses -log(p / (1 - p))."""
+    return margin_losses.detach().float().sigmoid()[:, None]

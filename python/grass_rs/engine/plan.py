@@ -15,6 +15,7 @@ from grass_rs.compress import (
     FactorCompressor,
     Gaussian,
     GraSS,
+    KfacGraSS,
     LoGra,
     Mask,
     RandomMask,
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from torch import nn
+
+    from grass_rs.engine.moments import SecondMoments
 
 _ROW_METHODS: dict[str, Callable[[int, int, int], RowCompressor]] = {
     "grass": lambda p, dim, seed: GraSS(p, dim, seed=seed),
@@ -56,6 +59,27 @@ _FACTOR_METHODS: dict[str, Callable[[LinearShape, int, int], FactorCompressor]] 
     "logra": _logra,
     "tile": _tile,
 }
+
+
+_RHO_IN, _RHO_OUT = 0.1, 1.0
+"""Ridges of the whitening: too little of it on the output's gradient is the danger."""
+
+
+def _kfac_grass(
+    name: str, shape: LinearShape, dim: int, seed: int, moments: SecondMoments
+) -> KfacGraSS:
+    inputs, outputs = moments[name]
+    widths = len(inputs.values), len(outputs.values)
+    if widths != (shape.in_features, shape.out_features):
+        raise SpecError(
+            f"Plan: block {name!r} expects second moments of {shape.in_features} inputs and "
+            f"{shape.out_features} outputs, got {widths[0]} and {widths[1]}: gather them of this model"
+        )
+    rank = math.isqrt(4 * dim - 1) + 1
+    basis_in = inputs.whitened(rank, _RHO_IN)
+    basis_out = outputs.whitened(rank, _RHO_OUT)
+    kept = min(dim, len(basis_in) * len(basis_out))
+    return KfacGraSS(*widths, kept, basis_in=basis_in, basis_out=basis_out, seed=seed)
 
 
 class Plan:
@@ -91,6 +115,7 @@ class Plan:
         *,
         layers: Sequence[str] | None = None,
         seed: int = 0,
+        moments: SecondMoments | None = None,
     ) -> Plan:
         """Compress every block of a model to `dim` coordinates.
 
@@ -103,8 +128,8 @@ class Plan:
         model
             The model.
         method
-            "factgrass", "logra" or "tile" (a TileSketch), which take linear layers by their factors
-            and any other block by "grass"; or "grass", "sjlt", "mask" or "gaussian" for all blocks.
+            "factgrass", "logra", "tile" (a TileSketch) or "kfac_grass", which take linear layers by
+            their factors and any other block by "grass"; or "grass", "sjlt", "mask" or "gaussian" for all blocks.
             "logra" projects output gradients to isqrt(dim) directions and inputs to
             dim // isqrt(dim), at most the widths.
         dim
@@ -113,6 +138,8 @@ class Plan:
             Names of blocks or shell patterns to capture; None captures all.
         seed
             Unsigned 64-bit seed.
+        moments
+            For "kfac_grass": what `second_moments` gathered of the model's linear layers.
 
         Raises
         ------
@@ -122,14 +149,19 @@ class Plan:
             If a chosen block cannot be captured.
 
         """
-        methods = _ROW_METHODS.keys() | _FACTOR_METHODS.keys()
+        methods = _ROW_METHODS.keys() | _FACTOR_METHODS.keys() | {"kfac_grass"}
         if not isinstance(method, str) or method not in methods:
             raise SpecError(unknown_name("method", method, methods))
         dim = whole_number("Plan: dim", dim, 1, 2**62)
         seed = whole_number("Plan: seed", seed)
+        if (method == "kfac_grass") != (moments is not None):
+            raise SpecError(
+                f"Plan expects moments= with method 'kfac_grass' and with no other, got method {method!r} "
+                f"and moments={'None' if moments is None else 'SecondMoments'}: see second_moments"
+            )
         return cls(
             {
-                block: _choose(block, method, dim, _native.derive(seed, block.name))
+                block: _choose(block, method, dim, _native.derive(seed, block.name), moments)
                 for block in find_blocks(model, layers)
             }
         )
@@ -179,7 +211,12 @@ class Plan:
         return "\n".join([f"Plan of {len(self)} blocks, {self.width} coordinates a row", *lines])
 
 
-def _choose(block: Block, method: str, dim: int, seed: int) -> RowCompressor | FactorCompressor:
+def _choose(
+    block: Block, method: str, dim: int, seed: int, moments: SecondMoments | None
+) -> RowCompressor | FactorCompressor:
+    if moments is not None and block.factors is not None:
+        # Small layers too: whitened coordinates that are all kept are not the plain ones.
+        return _kfac_grass(block.name, block.factors, dim, seed, moments)
     if block.size <= dim:
         return Mask(range(block.size), block.size)
     if block.factors is not None and method in _FACTOR_METHODS:

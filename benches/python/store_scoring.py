@@ -3,8 +3,8 @@
 One query is bounded by reading the rows, many by the multiplications. Stores are in memory, so that no disk counts.
 
 The library has no way to leave checksums out. What they cost is measured by a program of its own, which reads the same
-file in pieces and adds them up, once with the CRC-32 of each piece while it is in cache and once without: scoring
-without checksums is taken to be faster by that difference.
+file in pieces and multiplies them with the library's kernels, once with the CRC-32 of each piece, taken as scoring takes
+it, and once without: scoring without checksums is taken to be faster by that difference.
 """
 
 from __future__ import annotations
@@ -85,8 +85,8 @@ def _sum_fresh(path: Path, size: int) -> torch.Tensor:
     return torch.from_numpy(_map(path, size)).sum()
 
 
-def _checksum_seconds(program: str, store: grass.Store, number: int) -> float:
-    return float(run(program, str(rows_file(store)), str(number)).stdout)
+def _checksum_seconds(program: str, store: grass.Store, number: int, queries: int) -> float:
+    return float(run(program, str(rows_file(store)), str(number), str(queries)).stdout)
 
 
 def _one_query(
@@ -104,7 +104,7 @@ def _one_query(
     checked: list[float] = []
 
     def check() -> None:
-        checked.append(_checksum_seconds(checksums, f32, number))
+        checked.append(_checksum_seconds(checksums, f32, number, 1))
 
     *seconds, all_scores, sum_kept, peer, _ = medians(
         *scored, *fresh, everything, kept.sum, loop, check, seconds=6
@@ -140,7 +140,7 @@ def _many_queries(
 
     def check() -> None:
         for short, seconds in checked.items():
-            seconds.append(_checksum_seconds(checksums, stores[short], number))
+            seconds.append(_checksum_seconds(checksums, stores[short], number, QUERIES))
 
     product_of_all = partial(torch.mm, rows, columns, out=out)
     *seconds, all_f32, all_int8, product, loop_f32, loop_int8, _ = medians(

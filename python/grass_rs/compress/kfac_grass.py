@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import struct
@@ -83,7 +82,7 @@ class KfacGraSS(FactorCompressor):
             *ranks, output_dim, seed=seed, mask_in=masks[0], mask_out=masks[1]
         )
         spec = {
-            "basis": hashlib.sha256(self._basis_bytes()).hexdigest(),
+            "basis": _sha256(self._basis_bytes()),
             "in_features": int(in_features),
             "out_features": int(out_features),
             "output_dim": self._products.output_dim,
@@ -124,7 +123,7 @@ class KfacGraSS(FactorCompressor):
     @property
     def fingerprint(self) -> str:
         """SHA-256 of the spec in canonical JSON, in hexadecimal."""
-        return hashlib.sha256(self._spec_json.encode("ascii")).hexdigest()
+        return _sha256(self._spec_json.encode("ascii"))
 
     @property
     def _features(self) -> tuple[int, int]:
@@ -201,6 +200,12 @@ class KfacGraSS(FactorCompressor):
             f"compressor_from_spec expects a spec that determines the map, got one of {spec['type']!r}, "
             f"which names its bases by their SHA-256: read it with compressor_from_bytes"
         )
+
+
+def _sha256(data: bytes) -> str:
+    from hashlib import sha256  # noqa: PLC0415 - loads OpenSSL, which takes milliseconds
+
+    return sha256(data).hexdigest()
 
 
 def _basis(name: str, basis: Any, features: int) -> NDArray[np.float32]:

@@ -6,7 +6,6 @@ arguments is also a `ValueError` or `TypeError`; an error about files is also th
 
 from __future__ import annotations
 
-import difflib
 import operator
 import sys
 from os import fspath
@@ -98,9 +97,11 @@ class BenchmarkError(GrassError, OSError):
 
 def unknown_name(what: str, name: Any, known: Iterable[str]) -> str:
     """Return the message for a name that is not known, with the closest known one."""
+    from difflib import get_close_matches  # noqa: PLC0415 - only messages need it
+
     names = sorted(known)
     listed = ", ".join(map(repr, names)) if len(names) <= _LISTED else f"{len(names)} names"
-    close = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
+    close = get_close_matches(str(name), names, n=1, cutoff=0.5)
     hint = f": did you mean {close[0]!r}?" if close else ""
     return f"{what} must be one of {listed}, got {name!r}{hint}"
 

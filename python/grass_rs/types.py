@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
-from zipfile import BadZipFile
 
 import numpy as np
 
@@ -128,6 +127,8 @@ class Scores:
             If it was not written by `save`.
 
         """
+        from zipfile import BadZipFile  # noqa: PLC0415 - milliseconds that no other call needs
+
         try:
             with np.load(path, allow_pickle=False) as file:
                 parts = {name: file[name] for name in ("values", "ids", "method", "damping")}

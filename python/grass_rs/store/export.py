@@ -10,7 +10,6 @@ from dataclasses import asdict
 from importlib import import_module
 from os import fspath
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
@@ -110,6 +109,8 @@ def _named_when_whole(paths: tuple[Path, ...]) -> Iterator[list[Path]]:
     _refuse_existing(paths)
     out = paths[-1]
     try:
+        from tempfile import TemporaryDirectory  # noqa: PLC0415 - milliseconds that only exports need
+
         with TemporaryDirectory(prefix=f"{out.name}.", suffix=".tmp", dir=out.parent) as folder:
             temporaries = [Path(folder) / path.name for path in paths]
             yield temporaries

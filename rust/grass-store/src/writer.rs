@@ -319,14 +319,22 @@ impl StoreWriter {
 
     /// Lists what this writer has, and it as finished. Alone, that makes the store complete.
     fn list_finished(&mut self, skipped_ids: &[u64]) -> Result<()> {
-        let (writer, ids) = (self.options.writer, &self.ids);
+        let (writer, group, ids) = (self.options.writer, self.options.writers > 1, &self.ids);
         let (disk, path, shards) = (&*self.options.disk, &self.path, &mut self.shards);
         self.manifest = Manifest::edit(disk, path, |manifest| {
             shards.close_all(disk, &manifest.layout)?;
             manifest.list(shards.closed());
+            let before = manifest.skipped_ids.clone();
             manifest.skip(skipped_ids);
             manifest.skipped_ids.retain(|&id| !ids.contains(id));
             if manifest.complete {
+                if group && manifest.skipped_ids != before {
+                    // Others may have given some of them rows since this writer opened the store.
+                    let mut with_rows = StoreReader::open(path)?.ids(&Workers::current())?;
+                    with_rows.sort_unstable();
+                    let has_row = |id: &u64| with_rows.binary_search(id).is_ok();
+                    manifest.skipped_ids.retain(|id| !has_row(id));
+                }
                 return Ok(());
             }
             if manifest.writers == 1 {

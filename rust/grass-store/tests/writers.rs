@@ -338,3 +338,22 @@ fn the_clock_is_not_asked_for_the_time_of_day() {
     }
     assert!(looked_at > 15);
 }
+
+#[test]
+fn an_id_that_another_writer_gave_a_row_is_not_skipped_in_a_finished_store() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("store");
+    let mut alone = open(&path, 0, 1).unwrap();
+    append(&mut alone, 0, 1);
+    alone.finish(&[]).unwrap();
+    drop(alone);
+    let (mut first, mut second) = (open(&path, 0, 2).unwrap(), open(&path, 1, 2).unwrap());
+    append(&mut second, 100, 1);
+    second.finish(&[]).unwrap();
+    // It opened the store before that row was there.
+    first.finish(&[ids(100, 1)[0], 7]).unwrap();
+    let store = StoreReader::open(&path).unwrap();
+    store.verify(&Workers::serial()).unwrap();
+    assert!(store.complete());
+    assert_eq!(store.skipped_ids(), [7]);
+}

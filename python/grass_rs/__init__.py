@@ -72,6 +72,7 @@ __all__ = [
     "Scores",
     "ScoresFileError",
     "SecondMoments",
+    "Selection",
     "ShapeError",
     "SpecError",
     "Store",
@@ -96,10 +97,22 @@ __all__ = [
     "open_store",
     "register_torch_ops",
     "second_moments",
+    "select",
+    "select_factor_masks",
+    "select_mask",
     "set_num_threads",
 ]
 
-_LAZY = ("Attributor", "Plan", "SecondMoments", "second_moments")
+_LAZY = (
+    "Attributor",
+    "Plan",
+    "SecondMoments",
+    "Selection",
+    "second_moments",
+    "select",
+    "select_factor_masks",
+    "select_mask",
+)
 """Names that need torch: imported at first use."""
 
 

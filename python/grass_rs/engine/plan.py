@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from grass_rs.engine.moments import SecondMoments
+    from grass_rs.engine.selection import Selection
 
 _ROW_METHODS: dict[str, Callable[[int, int, int], RowCompressor]] = {
     "grass": lambda p, dim, seed: GraSS(p, dim, seed=seed),
@@ -61,6 +62,30 @@ _FACTOR_METHODS: dict[str, Callable[[LinearShape, int, int], FactorCompressor]] 
 }
 
 
+_SELECTIVE = ("mask", "grass", "factgrass")
+"""Methods with masks, which a selection can choose."""
+
+
+def _selective(
+    block: Block, method: str, dim: int, seed: int, selection: Selection
+) -> RowCompressor | FactorCompressor:
+    if method == "mask":
+        return selection.mask(block, dim)
+    if method == "factgrass" and block.factors is not None:
+        widths = block.factors.in_features, block.factors.out_features
+        mask_in, mask_out = selection.factor_masks(
+            block, *(min(_rank(dim), width) for width in widths)
+        )
+        return FactGraSS(*widths, dim, seed=seed, mask_in=mask_in, mask_out=mask_out)
+    mask = selection.mask(block, min(4 * dim, block.size))
+    return GraSS(block.size, dim, seed=seed, mask=mask)
+
+
+def _rank(dim: int) -> int:
+    """Return the features kept a side, whose products are 4 k at least."""
+    return math.isqrt(4 * dim - 1) + 1
+
+
 _RHO_IN, _RHO_OUT = 0.1, 1.0
 """Ridges of the whitening: too little of it on the output's gradient is the danger."""
 
@@ -75,9 +100,8 @@ def _kfac_grass(
             f"Plan: block {name!r} expects second moments of {shape.in_features} inputs and "
             f"{shape.out_features} outputs, got {widths[0]} and {widths[1]}: gather them of this model"
         )
-    rank = math.isqrt(4 * dim - 1) + 1
-    basis_in = inputs.whitened(rank, _RHO_IN)
-    basis_out = outputs.whitened(rank, _RHO_OUT)
+    basis_in = inputs.whitened(_rank(dim), _RHO_IN)
+    basis_out = outputs.whitened(_rank(dim), _RHO_OUT)
     kept = min(dim, len(basis_in) * len(basis_out))
     return KfacGraSS(*widths, kept, basis_in=basis_in, basis_out=basis_out, seed=seed)
 
@@ -116,6 +140,7 @@ class Plan:
         layers: Sequence[str] | None = None,
         seed: int = 0,
         moments: SecondMoments | None = None,
+        selection: Selection | None = None,
     ) -> Plan:
         """Compress every block of a model to `dim` coordinates.
 
@@ -140,11 +165,17 @@ class Plan:
             Unsigned 64-bit seed.
         moments
             For "kfac_grass": what `second_moments` gathered of the model's linear layers.
+        selection
+            For "mask", "grass" and "factgrass": what `select` gathered of these blocks. Masks then
+            keep the coordinates, or features, that it chooses, unscaled; None keeps random ones.
 
         Raises
         ------
         SpecError
-            If the method is unknown, `dim` or `seed` is out of range, or a name fits no block.
+            If the method is unknown, `dim` or `seed` is out of range, a name fits no block, or
+            `moments` or `selection` is missing, not for this method, or of another model.
+        DataError
+            If the gradients that a selection needs would take more than 1 GiB.
         UnsupportedLayerError
             If a chosen block cannot be captured.
 
@@ -159,9 +190,16 @@ class Plan:
                 f"Plan expects moments= with method 'kfac_grass' and with no other, got method {method!r} "
                 f"and moments={'None' if moments is None else 'SecondMoments'}: see second_moments"
             )
+        if selection is not None and method not in _SELECTIVE:
+            raise SpecError(
+                f"Plan expects selection= with a method of masks, {', '.join(map(repr, _SELECTIVE))}, got it "
+                f"with {method!r}: leave it out"
+            )
         return cls(
             {
                 block: _choose(block, method, dim, _native.derive(seed, block.name), moments)
+                if selection is None or block.size <= dim
+                else _selective(block, method, dim, _native.derive(seed, block.name), selection)
                 for block in find_blocks(model, layers)
             }
         )

@@ -56,6 +56,7 @@ def run(*arguments: object, **options: object) -> subprocess.CompletedProcess[st
 
 def test_help_explains_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     commands = ["demo", "inspect", "verify", "repair", "merge", "export", "score", "self-influence"]
+    commands.append("tune")
     for arguments in ([], *([command] for command in commands)):
         with pytest.raises(SystemExit) as exited:
             main([*arguments, "--help"])
@@ -75,6 +76,7 @@ def test_help_explains_every_command(capsys: pytest.CaptureFixture[str]) -> None
         ["score", "a", "b", "--top", "0"],
         ["score", "a", "b", "--damping", "much"],
         ["self-influence", "a", "--top", "0"],
+        ["tune"],
         ["repair"],
         ["merge", "a"],
         ["merge", "--out", "b"],
@@ -470,6 +472,7 @@ def test_commands_about_stores_load_no_torch(train: Path, queries: Path) -> None
     code = (
         "import sys; from grass_rs.cli.main import main\n"
         f"main(['inspect', {str(train)!r}]); main(['score', {str(train)!r}, {str(queries)!r}])\n"
+        f"main(['tune', {str(train)!r}])\n"
         "assert not {'torch', 'sklearn', 'scipy'} & set(sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -36,7 +36,7 @@ from grass_rs.errors import (
     UnsupportedArrayError,
     UnsupportedLayerError,
 )
-from grass_rs.evaluate import lds
+from grass_rs.evaluate import Tuning, lds, tune
 from grass_rs.store import (
     Store,
     StoreWriter,
@@ -84,6 +84,7 @@ __all__ = [
     "StorePermissionError",
     "StoreWriter",
     "TileSketch",
+    "Tuning",
     "UnsupportedArrayError",
     "UnsupportedLayerError",
     "build_info",
@@ -101,6 +102,7 @@ __all__ = [
     "select_factor_masks",
     "select_mask",
     "set_num_threads",
+    "tune",
 ]
 
 _LAZY = (

@@ -1,4 +1,4 @@
-"""The subcommands that score stored rows: `score` and `self-influence`. None of them needs torch."""
+"""The subcommands that score stored rows: `score`, `self-influence` and `tune`. None needs torch."""
 
 from __future__ import annotations
 
@@ -8,12 +8,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from grass_rs.cli.arguments import add_command, count
-from grass_rs.errors import GrassError
+from grass_rs.errors import DataError, GrassError
+from grass_rs.evaluate import tune
 from grass_rs.store import METHODS, open_store
+from grass_rs.store.arrays import first_line
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
     from collections.abc import Iterator
+
+    from numpy.typing import NDArray
 
     from grass_rs.store import Store
     from grass_rs.types import Scores
@@ -26,6 +30,7 @@ def add(commands: Any) -> None:
     """Add the subcommands."""
     _add_score(commands)
     _add_self_influence(commands)
+    _add_tune(commands)
 
 
 def _add_score(commands: Any) -> None:
@@ -87,6 +92,42 @@ example: grass-rs self-influence train.grass --top 50""",
     )
 
 
+def _add_tune(commands: Any) -> None:
+    command = add_command(
+        commands,
+        "tune",
+        _tune,
+        "choose the method and the damping for a store",
+        """\
+With the outcomes of models retrained on subsets, by the mean LDS over the queries; influence with
+damping 0.4 stays unless another is better by more than a standard error. Without, the damping of
+influence by a rule that looks at the stored rows alone. Prints what was tried and marks the choice
+(columns, tab-separated: method, damping, LDS and its s.e.m. or the criterion, chosen). Needs no torch.
+
+example: grass-rs tune train.grass
+example: grass-rs tune train.grass queries.grass --subsets subsets.npy --outcomes outcomes.npy""",
+    )
+    command.add_argument("store", metavar="STORE", help="store of the training examples")
+    command.add_argument(
+        "queries",
+        metavar="QUERIES",
+        nargs="?",
+        help="store of the queries, same plan; needed with --outcomes",
+    )
+    command.add_argument(
+        "--subsets",
+        type=Path,
+        metavar="S.npy",
+        help="(models, rows) bool: what each retrained model was trained on",
+    )
+    command.add_argument(
+        "--outcomes",
+        type=Path,
+        metavar="O.npy",
+        help="(models, queries): how well each does, higher = better",
+    )
+
+
 def _add_common(command: ArgumentParser) -> None:
     command.add_argument(
         "--damping",
@@ -137,6 +178,30 @@ def _self_influence(arguments: Namespace) -> str:
     for rank, (train, value) in enumerate(zip(store.ids[best], values[best], strict=True), start=1):
         lines.append(f"{rank}\t{train}\t{value:.9g}")
     return "\n".join(lines)
+
+
+def _tune(arguments: Namespace) -> str:
+    """Return a table of methods and dampings, with the choice marked."""
+    queries = None if arguments.queries is None else open_store(arguments.queries)
+    tuning = tune(
+        open_store(arguments.store),
+        queries,
+        subsets=_array(arguments.subsets),
+        outcomes=_array(arguments.outcomes),
+    )
+    return str(tuning)
+
+
+def _array(path: Path | None) -> NDArray[Any] | None:
+    """Return the array of a file .npy."""
+    if path is None:
+        return None
+    try:
+        array: NDArray[Any] = np.lib.format.open_memmap(path, mode="r")
+    except ValueError as error:
+        msg = f"tune expects an array of numpy.save in {path}, got something else: {first_line(error)}"
+        raise DataError(msg) from error
+    return array
 
 
 def _table(scores: Scores, queries: Store) -> Iterator[str]:

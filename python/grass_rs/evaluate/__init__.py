@@ -9,6 +9,7 @@ from grass_rs.evaluate.estimate import Estimate, estimate
 from grass_rs.evaluate.lds import lds
 from grass_rs.evaluate.measures import leave_out_correlation, mislabel_auc, recall_at_k
 from grass_rs.evaluate.subsets import random_subsets
+from grass_rs.evaluate.tuning import Candidate, Tuning, effective_directions, tune
 
 if TYPE_CHECKING:
     from grass_rs.evaluate.benchmark import Benchmark
@@ -19,10 +20,13 @@ if TYPE_CHECKING:
 __all__ = [
     "Benchmark",
     "Brittleness",
+    "Candidate",
     "Ensemble",
     "Estimate",
     "Recipe",
+    "Tuning",
     "brittleness",
+    "effective_directions",
     "estimate",
     "lds",
     "leave_out_correlation",
@@ -31,6 +35,7 @@ __all__ = [
     "recall_at_k",
     "tail_patch",
     "train_together",
+    "tune",
 ]
 
 _LAZY = {

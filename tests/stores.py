@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
 DTYPES = ("float32", "float16", "bfloat16", "int8")
 
+ONE_COLUMN = ([1.0], [(0, 1)], [])
+"""What counts in the scores of a store of one column, as the native module takes it."""
+
 
 INTERRUPTED = """
 import resource, signal, sys

@@ -15,7 +15,7 @@ import pytest
 
 import grass_rs as grass
 from grass_rs import _native
-from stores import numbers, write
+from stores import ONE_COLUMN, numbers, write
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -80,7 +80,7 @@ SCORED = """
 import sys
 import numpy as np
 import grass_rs as grass
-from stores import numbers
+from stores import ONE_COLUMN, numbers
 
 sys.stdin.read(1)
 store = grass.open_store(sys.argv[1])
@@ -127,8 +127,10 @@ def test_a_call_tells_how_far_it_is(
         told.append((done, total))
 
     for call in (
-        lambda: _native.score_store(store._native, QUERIES, "graddot", [], None, tell),
-        lambda: _native.score_store(store._native, QUERIES, "influence", [0.4, 1.0], 3, tell),
+        lambda: _native.score_store(store._native, ONE_COLUMN, QUERIES, "graddot", [], None, tell),
+        lambda: _native.score_store(
+            store._native, ONE_COLUMN, QUERIES, "influence", [0.4, 1.0], 3, tell
+        ),
     ):
         told.clear()
         run(call)
@@ -145,7 +147,11 @@ def test_what_is_told_can_stop_the_call(
         raise LookupError(done, total)
 
     with pytest.raises(LookupError):
-        run(lambda: _native.score_store(store._native, QUERIES, "graddot", [], None, refuse))
+        run(
+            lambda: _native.score_store(
+                store._native, ONE_COLUMN, QUERIES, "graddot", [], None, refuse
+            )
+        )
     assert np.isfinite(store.score(QUERIES, "graddot").values).all()
 
 

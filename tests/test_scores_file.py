@@ -13,7 +13,7 @@ import pytest
 
 import grass_rs as grass
 from grass_rs import _native
-from stores import DTYPES, numbers, write
+from stores import DTYPES, ONE_COLUMN, numbers, write
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -127,12 +127,14 @@ def test_a_stopped_call_goes_on_where_it_was(
 ) -> None:
     out, queries = tmp_path / "scores.npy", many_queries()
     num_threads(1)
-    call = (large._native, queries, "graddot", 0.0, out, 0.0)
+    call = (large._native, ONE_COLUMN, queries, "graddot", 0.0, out, 0.0)
     with pytest.raises(Stopped):
         _native.score_to_file(*call, stopped_once_durable(out))
     assert names(tmp_path) == ["scores.ids.npy.part", "scores.npy.part", "scores.npy.progress"]
     with pytest.raises(grass.ScoresFileError, match=r"scores\.npy\.part was begun by another call"):
         large.score(queries[:-1], "graddot", out=out)
+    with pytest.raises(grass.ScoresFileError, match=r"scores\.npy\.part was begun by another call"):
+        large.score(queries, "tracin", learning_rates=[2], out=out)
     told: list[tuple[int, int]] = []
     _native.score_to_file(*call, lambda *numbers: told.append(numbers))
     done, total = told[-1]
@@ -146,7 +148,7 @@ import sys
 from pathlib import Path
 import grass_rs as grass
 from grass_rs import _native
-from stores import numbers
+from stores import ONE_COLUMN
 from test_scores_file import HEADER_BYTES, many_queries
 
 store, out = grass.open_store(sys.argv[1]), Path(sys.argv[2])
@@ -157,7 +159,7 @@ def tell(done, total):
     if journal.exists() and journal.stat().st_size > HEADER_BYTES:
         print(done, flush=True)
 
-_native.score_to_file(store._native, many_queries(), "graddot", 0.0, out, 0.0, tell)
+_native.score_to_file(store._native, ONE_COLUMN, many_queries(), "graddot", 0.0, out, 0.0, tell)
 """
 
 
@@ -183,7 +185,14 @@ def test_a_killed_call_goes_on_where_it_was(
     unfinished = (tmp_path / "scores.npy.part").exists()
     told: list[tuple[int, int]] = []
     _native.score_to_file(
-        large._native, queries, "graddot", 0.0, out, 5.0, lambda *numbers: told.append(numbers)
+        large._native,
+        ONE_COLUMN,
+        queries,
+        "graddot",
+        0.0,
+        out,
+        5.0,
+        lambda *numbers: told.append(numbers),
     )
     done, total = told[-1]
     assert done == total

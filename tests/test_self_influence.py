@@ -67,8 +67,10 @@ def test_several_dampings_are_several_scores(tmp_path: Path) -> None:
         ({"damping": [0.1, np.nan]}, "of at least 0, got "),
         ({"damping": [[0.1]]}, r"of at least 0, got \[0.1\]"),
         ({"damping": "0.1"}, "of at least 0, got '0.1'"),
-        ({"damping": None}, "of at least 0, got None"),
-        ({"damping": [0.1], "method": "graddot"}, "several dampings are for method 'influence'"),
+        (
+            {"damping": [0.1], "method": "graddot"},
+            "several dampings are for methods 'influence' and 'trak', got",
+        ),
     ],
 )
 def test_bad_dampings_are_refused(tmp_path: Path, options: dict[str, Any], words: str) -> None:

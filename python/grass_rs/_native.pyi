@@ -15,6 +15,7 @@ __all__ = [
     "derive",
     "merge_stores",
     "num_threads",
+    "precondition",
     "repair_store",
     "score_store",
     "score_to_file",
@@ -109,6 +110,7 @@ def check_same_fingerprints(
 ) -> None: ...
 def score_store(
     store: StoreReader,
+    chosen: tuple[list[float], list[tuple[int, int]], list[int]],
     queries: NDArray[np.float32] | StoreReader,
     method: str,
     dampings: list[float],
@@ -117,6 +119,7 @@ def score_store(
 ) -> list[tuple[NDArray[np.uint64], NDArray[np.float32]]]: ...
 def score_to_file(
     store: StoreReader,
+    chosen: tuple[list[float], list[tuple[int, int]], list[int]],
     queries: NDArray[np.float32] | StoreReader,
     method: str,
     damping: float,
@@ -124,8 +127,16 @@ def score_to_file(
     sync_seconds: float,
     progress: Callable[[int, int], object] | None,
 ) -> None: ...
+def precondition(
+    store: StoreReader,
+    chosen: tuple[list[float], list[tuple[int, int]], list[int]],
+    queries: NDArray[np.float32] | StoreReader,
+    damping: float,
+    progress: Callable[[int, int], object] | None,
+) -> NDArray[np.float32]: ...
 def self_influence(
     store: StoreReader,
+    chosen: tuple[list[float], list[tuple[int, int]], list[int]],
     dampings: list[float],
     progress: Callable[[int, int], object] | None,
 ) -> list[NDArray[np.float32]]: ...

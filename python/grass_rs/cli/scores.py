@@ -10,7 +10,7 @@ import numpy as np
 from grass_rs.cli.arguments import add_command, count
 from grass_rs.errors import DataError, GrassError
 from grass_rs.evaluate import tune
-from grass_rs.store import METHODS, open_store
+from grass_rs.store import FISHERS, METHODS, open_store
 from grass_rs.store.arrays import first_line
 
 if TYPE_CHECKING:
@@ -47,7 +47,8 @@ columns go to FILE.ids.npy, and the same command goes on where it was stopped. F
 or without, is read by numpy.load and grass_rs.Scores.load. Needs no torch.
 
 example: grass-rs score train.grass queries.grass --top 5
-example: grass-rs score train.grass queries.grass --damping 0.1 --out scores.npy --progress""",
+example: grass-rs score train.grass queries.grass --damping 0.1 --out scores.npy --progress
+example: grass-rs score train.grass queries.grass --method tracin --learning-rates 0.1 0.05""",
     )
     command.add_argument("train", metavar="TRAIN", help="store of the training examples")
     command.add_argument("queries", metavar="QUERIES", help="store of the queries, same plan")
@@ -56,7 +57,16 @@ example: grass-rs score train.grass queries.grass --damping 0.1 --out scores.npy
         choices=METHODS,
         default=METHODS[0],
         help="influence = g_query (F + lambda)^-1 g_train with the empirical Fisher F of each "
-        "layer; graddot = g_query g_train; gradcos = its cosine (default: influence)",
+        "layer; graddot = g_query g_train; gradcos = its cosine; tracin = sum over checkpoints of "
+        "learning rate times graddot; trak = influence times the stored weight of the example, for "
+        "loss margin (default: influence)",
+    )
+    command.add_argument(
+        "--learning-rates",
+        type=float,
+        nargs="+",
+        metavar="RATE",
+        help="of tracin, one a checkpoint",
     )
     _add_common(command)
     command.add_argument(
@@ -132,8 +142,21 @@ def _add_common(command: ArgumentParser) -> None:
     command.add_argument(
         "--damping",
         type=float,
-        default=0.4,
-        help="lambda of influence, in units of tr(F) / n of each layer (default: 0.4)",
+        help="lambda of influence and trak, in units of tr(F) / n of each block of F (default: 0.4, or "
+        "1.0 with --fisher row)",
+    )
+    command.add_argument(
+        "--columns",
+        nargs="+",
+        metavar="NAME",
+        help="names or shell patterns of the blocks that count, NAME@0 for one checkpoint alone "
+        "(default: all)",
+    )
+    command.add_argument(
+        "--fisher",
+        choices=tuple(FISHERS),
+        default="layer",
+        help="a block of F a layer, or one for the whole row (default: layer)",
     )
     command.add_argument(
         "--progress", action="store_true", help="show a progress bar of the bytes of rows"
@@ -146,6 +169,9 @@ def _score(arguments: Namespace) -> str:
     options = {
         "method": arguments.method,
         "damping": arguments.damping,
+        "columns": arguments.columns,
+        "learning_rates": arguments.learning_rates,
+        "fisher": arguments.fisher,
         "progress": arguments.progress,
     }
     out: Path | None = arguments.out
@@ -172,7 +198,12 @@ def _score(arguments: Namespace) -> str:
 def _self_influence(arguments: Namespace) -> str:
     """Return a table of the examples with the largest influence on themselves."""
     store = open_store(arguments.store)
-    values = store.self_influence(arguments.damping, progress=arguments.progress)
+    values = store.self_influence(
+        arguments.damping,
+        columns=arguments.columns,
+        fisher=arguments.fisher,
+        progress=arguments.progress,
+    )
     best = np.lexsort((store.ids, -values))[: arguments.top]
     lines = ["rank\ttrain\tscore"]
     for rank, (train, value) in enumerate(zip(store.ids[best], values[best], strict=True), start=1):

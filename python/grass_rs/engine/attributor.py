@@ -223,8 +223,11 @@ class Attributor:
         query_loader: Iterable[Any],
         store: Store,
         method: str = ...,
-        damping: float = ...,
+        damping: float | None = ...,
         *,
+        columns: str | Iterable[str] | None = ...,
+        learning_rates: Iterable[float] | None = ...,
+        fisher: str = ...,
         top_k: int | None = ...,
         out: str | PathLike[str] | None = ...,
         progress: bool = ...,
@@ -238,6 +241,9 @@ class Attributor:
         method: str = ...,
         damping: Dampings = ...,
         *,
+        columns: str | Iterable[str] | None = ...,
+        learning_rates: Iterable[float] | None = ...,
+        fisher: str = ...,
         top_k: int | None = ...,
         out: None = ...,
         progress: bool = ...,
@@ -248,8 +254,11 @@ class Attributor:
         query_loader: Iterable[Any],
         store: Store,
         method: str = "influence",
-        damping: float | Dampings = 0.4,
+        damping: float | Dampings | None = None,
         *,
+        columns: str | Iterable[str] | None = None,
+        learning_rates: Iterable[float] | None = None,
+        fisher: str = "layer",
         top_k: int | None = None,
         out: str | PathLike[str] | None = None,
         progress: bool = True,
@@ -265,10 +274,15 @@ class Attributor:
         method
             "influence": g_query^T (F + lambda I)^-1 g_train, with the empirical Fisher
             F = (1/n) sum g g^T of each layer; "graddot": g_query^T g_train; "gradcos": the cosine of
-            whole rows.
+            whole rows; "tracin": the sum over checkpoints of learning rate times graddot; "trak":
+            influence times the mean of Q = 1 - p of the training example, which the loss "margin"
+            stores. Over several checkpoints all but `tracin` and `gradcos` are means.
         damping
-            Ridge lambda of a layer in units of tr(F) / n; a sequence of numbers gives a list of
-            scores, one each.
+            Ridge lambda of a layer in units of tr(F) / n; None for 0.4, or 1.0 with fisher="row"; a
+            sequence of numbers gives a list of scores, one each.
+        columns, learning_rates, fisher
+            Which columns count, the learning rates of `tracin`, and whether F has a block a layer or
+            one for all, as for `Store.score`.
         top_k
             Keep only the best k training examples of each query.
         out
@@ -302,7 +316,17 @@ class Attributor:
         check_same_columns(store.path, store.columns, self.columns)
         check_same_fingerprints(store.path, store.fingerprints, self._fingerprints())
         queries = self.compress(query_loader, progress=progress)
-        return store.score(queries, method, damping, top_k, out=out, progress=progress)
+        return store.score(
+            queries,
+            method,
+            damping,
+            top_k,
+            columns=columns,
+            learning_rates=learning_rates,
+            fisher=fisher,
+            out=out,
+            progress=progress,
+        )
 
     def compress(self, loader: Iterable[Any], *, progress: bool = True) -> NDArray[np.float32]:
         """Return the compressed gradients of all examples of a loader, in its order.

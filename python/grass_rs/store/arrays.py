@@ -76,6 +76,41 @@ def as_rows(rows: Any, expected: str, width: int) -> NDArray[np.float32]:
         return np.ascontiguousarray(values, dtype=np.float32)
 
 
+def as_row_numbers(index: Any, rows: int) -> NDArray[np.uint64]:
+    """Return the numbers of rows that an index means, of so many: () or (m,) uint64.
+
+    Raises
+    ------
+    IndexError
+        If a row is out of range.
+    UnsupportedArrayError
+        If the index is no row number, slice, or array of row numbers or booleans.
+
+    """
+    if isinstance(index, slice):
+        cut = range(rows)[index]
+        counted = np.arange(cut.start, cut.stop, cut.step, dtype=np.int64)
+        return counted.astype(np.uint64)
+    if is_masked(index):
+        raise UnsupportedArrayError(f"store[...] expects row numbers, got {MASKED}")
+    numbers = np.asarray(index)
+    if numbers.dtype == np.bool_ and numbers.shape == (rows,):
+        numbers = np.flatnonzero(numbers)
+    elif numbers.size == 0 and numbers.ndim == 1:
+        numbers = numbers.astype(np.int64)
+    # A tuple would mean an axis each in NumPy.
+    if numbers.dtype.kind not in "iu" or numbers.ndim > 1 or isinstance(index, tuple):
+        raise UnsupportedArrayError(
+            f"store[...] expects a row number, a slice, or an (m,) array of row numbers, got "
+            f"{type(index).__name__} of shape {numbers.shape} and dtype {numbers.dtype}: index the result"
+        )
+    outside = (numbers < -rows) | (numbers >= rows)
+    if outside.any():
+        raise IndexError(f"row {numbers[outside].reshape(-1)[0]} is out of range for {rows} rows")
+    signed = numbers.astype(np.int64)
+    return np.where(numbers < 0, signed + rows, signed).astype(np.uint64)
+
+
 def as_ids(ids: ArrayLike) -> NDArray[np.uint64]:
     """Return ids as (n,) uint64.
 

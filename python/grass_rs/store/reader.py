@@ -10,13 +10,15 @@ from typing import TYPE_CHECKING, Any, final, overload
 import numpy as np
 
 from grass_rs import _native
-from grass_rs.errors import MASKED, DataError, UnsupportedArrayError, is_masked
-from grass_rs.store.arrays import as_ids
+from grass_rs.errors import DataError
+from grass_rs.store.arrays import as_ids, as_row_numbers
+from grass_rs.store.chosen import choose, damping_or_default, unweighted
 from grass_rs.store.columns import check_same_columns, check_same_fingerprints, from_native
 from grass_rs.store.progress import byte_bar
 from grass_rs.store.score import as_queries, score, score_to_file, several
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from os import PathLike
 
     from numpy.typing import ArrayLike, NDArray
@@ -168,30 +170,9 @@ class Store:
             If the index is anything else.
 
         """
-        if isinstance(index, slice):
-            rows = range(len(self))[index]
-            counted = np.arange(rows.start, rows.stop, rows.step, dtype=np.int64)
-            return self._native.read_rows(counted.astype(np.uint64))
-        if is_masked(index):
-            raise UnsupportedArrayError(f"store[...] expects row numbers, got {MASKED}")
-        numbers = np.asarray(index)
-        if numbers.dtype == np.bool_ and numbers.shape == (len(self),):
-            numbers = np.flatnonzero(numbers)
-        elif numbers.size == 0 and numbers.ndim == 1:
-            numbers = numbers.astype(np.int64)
-        # A tuple would mean an axis each in NumPy.
-        if numbers.dtype.kind not in "iu" or numbers.ndim > 1 or isinstance(index, tuple):
-            raise UnsupportedArrayError(
-                f"store[...] expects a row number, a slice, or an (m,) array of row numbers, got "
-                f"{type(index).__name__} of shape {numbers.shape} and dtype {numbers.dtype}: index the result"
-            )
-        flat = numbers.reshape(-1)
-        outside = (flat < -len(self)) | (flat >= len(self))
-        if outside.any():
-            raise IndexError(f"row {flat[outside][0]} is out of range for {len(self)} rows")
-        wrapped = np.where(flat < 0, flat.astype(np.int64) + len(self), flat).astype(np.uint64)
-        rows_found = self._native.read_rows(wrapped)
-        return rows_found if numbers.ndim else rows_found[0]
+        numbers = as_row_numbers(index, len(self))
+        rows = self._native.read_rows(numbers.reshape(-1))
+        return rows if numbers.ndim else rows[0]
 
     def verify(self) -> None:
         """Read every byte of the store and compare it with its checksums.
@@ -213,9 +194,12 @@ class Store:
         self,
         queries: Any,
         method: str = ...,
-        damping: float = ...,
+        damping: float | None = ...,
         top_k: int | None = ...,
         *,
+        columns: str | Iterable[str] | None = ...,
+        learning_rates: Iterable[float] | None = ...,
+        fisher: str = ...,
         out: str | PathLike[str] | None = ...,
         progress: bool = ...,
     ) -> Scores: ...
@@ -228,6 +212,9 @@ class Store:
         damping: Dampings = ...,
         top_k: int | None = ...,
         *,
+        columns: str | Iterable[str] | None = ...,
+        learning_rates: Iterable[float] | None = ...,
+        fisher: str = ...,
         out: None = ...,
         progress: bool = ...,
     ) -> list[Scores]: ...
@@ -237,9 +224,12 @@ class Store:
         self,
         queries: Any,
         method: str = ...,
-        damping: float | Dampings = ...,
+        damping: float | Dampings | None = ...,
         top_k: int | None = ...,
         *,
+        columns: str | Iterable[str] | None = ...,
+        learning_rates: Iterable[float] | None = ...,
+        fisher: str = ...,
         out: str | PathLike[str] | None = ...,
         progress: bool = ...,
     ) -> Scores | list[Scores]: ...
@@ -248,9 +238,12 @@ class Store:
         self,
         queries: Any,
         method: str = "influence",
-        damping: float | Dampings = 0.4,
+        damping: float | Dampings | None = None,
         top_k: int | None = None,
         *,
+        columns: str | Iterable[str] | None = None,
+        learning_rates: Iterable[float] | None = None,
+        fisher: str = "layer",
         out: str | PathLike[str] | None = None,
         progress: bool = False,
     ) -> Scores | list[Scores]:
@@ -275,12 +268,25 @@ class Store:
         method
             "influence": g_query^T (F + lambda I)^-1 g_train, with the empirical Fisher
             F = (1/n) sum g g^T over the store's rows, a block a column; "graddot": g_query^T g_train;
-            "gradcos": the cosine of whole rows, 0 for a row of zeros.
+            "gradcos": the cosine of whole rows, 0 for a row of zeros; "tracin": the sum over
+            checkpoints of learning rate times g_query^T g_train; "trak": `influence` times the mean
+            of the row's "(weight)" columns, which the loss "margin" stores. Over several checkpoints
+            (columns NAME@0, NAME@1, ...), `influence`, `graddot` and `trak` are means.
         damping
-            Ridge of `influence`: lambda = damping * tr(F) / n of each column. A sequence of numbers
-            gives the scores for each of them, from one decomposition of F.
+            Ridge of `influence` and `trak`: lambda = damping * tr(F) / n of each block of F; None for
+            0.4, or 1.0 with fisher="row". A sequence of numbers gives the scores for each of them,
+            from one decomposition of F.
         top_k
             Keep only the best k rows of each query: exact, equal scores by smaller id.
+        columns
+            Names of the columns that count, or shell patterns ("*.mlp.*"), with "@c" for one
+            checkpoint or without for all; None for all columns. Means are over the checkpoints that
+            count.
+        learning_rates
+            Of `tracin`: a number from 0 for each checkpoint of the store.
+        fisher
+            "layer" for a block of F a column, or "row" for one over all columns of a checkpoint that
+            count, which must be side by side.
         out
             A file "NAME.npy" for all scores (`top_k` must be None): they are written as they are
             made, never all in memory, with their ids in "NAME.ids.npy", and come back as read-only
@@ -307,7 +313,9 @@ class Store:
         SpecError
             If the method is unknown, the damping no number, negative or not finite, or so small that
             F + lambda I has no inverse; if there are several dampings of a method without one, or
-            with `out`, or none; if `out` has another name or comes with `top_k`.
+            with `out`, or none; if `out` has another name or comes with `top_k`; if `columns` fits
+            none; if learning rates are missing, or more or fewer than checkpoints, or not finite
+            numbers from 0; if the store lacks the columns of `trak`.
         NonFiniteError
             If a query, a stored row or a score is not finite.
         StoreMismatchError
@@ -322,34 +330,93 @@ class Store:
             call is writing it, or there is anything but the scores and ids of an earlier call.
 
         """
-        native: _native.StoreReader | NDArray[np.float32]
-        if isinstance(queries, Store):
-            check_same_columns(self._path, self.columns, queries.columns)
-            check_same_fingerprints(self._path, self.fingerprints, queries.fingerprints)
-            native = queries._native  # noqa: SLF001 - another object of this class
-        else:
-            native = as_queries(queries, self.width)
+        chosen = choose(
+            self.columns, method, names=columns, learning_rates=learning_rates, fisher=fisher
+        )
+        damping = damping_or_default(damping, fisher)
+        native = self._queries(queries)
         with byte_bar(f"score {self._path.name}", shown=progress) as bar:
             if out is None:
-                return score(self._native, native, method, damping, top_k=top_k, tell=bar)
+                return score(self._native, chosen, native, method, damping, top_k=top_k, tell=bar)
             return score_to_file(
-                self._native, native, method, damping, top_k=top_k, out=out, tell=bar
+                self._native, chosen, native, method, damping, top_k=top_k, out=out, tell=bar
             )
+
+    def _queries(self, queries: Any) -> _native.StoreReader | NDArray[np.float32]:
+        """Return queries as the native module takes them, if they fit this store."""
+        if not isinstance(queries, Store):
+            return as_queries(queries, self.width)
+        check_same_columns(self._path, self.columns, queries.columns)
+        check_same_fingerprints(self._path, self.fingerprints, queries.fingerprints)
+        return queries._native  # noqa: SLF001 - another object of this class
+
+    def precondition(
+        self,
+        queries: Any,
+        damping: float | None = None,
+        *,
+        columns: str | Iterable[str] | None = None,
+        fisher: str = "layer",
+        progress: bool = False,
+    ) -> NDArray[np.float32]:
+        """Return (F + lambda I)^-1 q of every query: their `graddot` scores are its `influence`.
+
+        Rounded to single precision, so where a column has more coordinates than the store has rows
+        and the damping is small, `score` with "influence" keeps more digits.
+
+        Parameters
+        ----------
+        queries, damping, columns, fisher, progress
+            As for `score`.
+
+        Returns
+        -------
+        numpy.ndarray
+            (n_query, width) float32; 0 in columns that are left out, and where all rows are zero.
+
+        Raises
+        ------
+        GrassError
+            As `score` does for the same arguments.
+
+        """
+        chosen = choose(self.columns, "influence", names=columns, fisher=fisher)
+        given: Any = damping_or_default(damping, fisher)
+        native = self._queries(queries)
+        with byte_bar(f"precondition {self._path.name}", shown=progress) as bar:
+            return _native.precondition(self._native, unweighted(chosen), native, given, bar)
 
     @overload
     def self_influence(
-        self, damping: float = ..., *, progress: bool = ...
+        self,
+        damping: float | None = ...,
+        *,
+        columns: str | Iterable[str] | None = ...,
+        fisher: str = ...,
+        progress: bool = ...,
     ) -> NDArray[np.float32]: ...
 
     @overload
     def self_influence(
-        self, damping: Dampings, *, progress: bool = ...
+        self,
+        damping: Dampings,
+        *,
+        columns: str | Iterable[str] | None = ...,
+        fisher: str = ...,
+        progress: bool = ...,
     ) -> list[NDArray[np.float32]]: ...
 
     def self_influence(
-        self, damping: float | Dampings = 0.4, *, progress: bool = False
+        self,
+        damping: float | Dampings | None = None,
+        *,
+        columns: str | Iterable[str] | None = None,
+        fisher: str = "layer",
+        progress: bool = False,
     ) -> NDArray[np.float32] | list[NDArray[np.float32]]:
         """Return the influence of every row on itself, g^T (F + lambda I)^-1 g, summed over columns.
+
+        Of rows at several checkpoints it is the mean over them.
 
         Large values are examples that the model could not have learnt from the others: rare ones,
         and mislabelled ones.
@@ -357,8 +424,10 @@ class Store:
         Parameters
         ----------
         damping
-            lambda = damping * tr(F) / n of each column, as for `score`; a sequence of numbers gives
-            a list of arrays, one each.
+            lambda = damping * tr(F) / n of each block of F, as for `score`; None for 0.4, or 1.0 with
+            fisher="row"; a sequence of numbers gives a list of arrays, one each.
+        columns, fisher
+            As for `score`.
         progress
             Whether to show a progress bar, of the bytes of rows.
 
@@ -371,7 +440,7 @@ class Store:
         ------
         SpecError
             If the damping is no number, negative or not finite, or so small that F + lambda I has no
-            inverse, or there is none.
+            inverse, or there is none; if `columns` fits none.
         NonFiniteError
             If a stored row is not finite.
         CorruptStoreError
@@ -380,10 +449,12 @@ class Store:
             If the store is unfinished or has no rows.
 
         """
+        chosen = choose(self.columns, "influence", names=columns, fisher=fisher)
+        damping = damping_or_default(damping, fisher)
         dampings = several(damping)
         given: list[Any] = [damping] if dampings is None else dampings
         with byte_bar(f"self-influence {self._path.name}", shown=progress) as bar:
-            values = _native.self_influence(self._native, given, bar)
+            values = _native.self_influence(self._native, chosen, given, bar)
         return values[0] if dampings is None else values
 
 

@@ -11,8 +11,9 @@ import numpy as np
 from numpy.lib.format import open_memmap
 
 from grass_rs import _native
-from grass_rs.errors import ScoresFileError, ShapeError, SpecError, path_of, unknown_name
+from grass_rs.errors import ScoresFileError, ShapeError, SpecError, path_of
 from grass_rs.store.arrays import as_rows, first_line
+from grass_rs.store.chosen import DAMPED
 from grass_rs.types import Scores
 
 if TYPE_CHECKING:
@@ -21,14 +22,16 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from grass_rs.store.chosen import Chosen
+
     Queries: TypeAlias = "_native.StoreReader | NDArray[np.float32]"
     Tell: TypeAlias = Callable[[int, int], object] | None
 
 Dampings: TypeAlias = "Sequence[float] | NDArray[Any]"
 """Several dampings: a sequence of numbers, or a NumPy array of one axis."""
 
-METHODS = ("influence", "graddot", "gradcos")
-"""How a query is compared with a stored row."""
+_NATIVE = {"tracin": "graddot", "trak": "influence"}
+"""The products that other methods weigh."""
 
 SYNC_SECONDS = 5.0
 """How often scores in a file are made to survive whatever happens."""
@@ -70,6 +73,7 @@ def several(damping: Any) -> list[Any] | None:
 
 def score(
     store: _native.StoreReader,
+    chosen: Chosen,
     queries: Queries,
     method: str,
     damping: Any,
@@ -82,7 +86,13 @@ def score(
     # Methods without a damping take none.
     given = [damping] if dampings is None else dampings
     parts = _native.score_store(
-        store, queries, method, given if method == "influence" else [], top_k, tell
+        store,
+        chosen,
+        queries,
+        _NATIVE.get(method, method),
+        given if method in DAMPED else [],
+        top_k,
+        tell,
     )
     scores = [
         _scores(values, ids, method, number)
@@ -93,6 +103,7 @@ def score(
 
 def score_to_file(
     store: _native.StoreReader,
+    chosen: Chosen,
     queries: Queries,
     method: str,
     damping: Any,
@@ -122,8 +133,9 @@ def score_to_file(
         )
     ids_path = path.with_suffix(".ids.npy")
     _refuse_to_replace_others(path, ids_path)
-    number = damping if method == "influence" else 0.0
-    _native.score_to_file(store, queries, method, number, path, SYNC_SECONDS, tell)
+    number = damping if method in DAMPED else 0.0
+    name = _NATIVE.get(method, method)
+    _native.score_to_file(store, chosen, queries, name, number, path, SYNC_SECONDS, tell)
     values = np.load(path, mmap_mode="r", allow_pickle=False)
     ids = np.load(ids_path, mmap_mode="r", allow_pickle=False)
     return _scores(values, ids, method, damping)
@@ -188,13 +200,12 @@ def _array_there(path: Path, dtype: str, axes: int) -> tuple[int, ...] | None:
 
 
 def _checked(method: str, damping: Any) -> list[Any] | None:
-    """Return several dampings, None for one, for a method that is known and takes them."""
-    if method not in METHODS:
-        raise SpecError(unknown_name("method", method, METHODS))
+    """Return several dampings, None for one, for a method that takes them."""
     dampings = several(damping)
-    if dampings is not None and method != "influence":
+    if dampings is not None and method not in DAMPED:
         raise SpecError(
-            f"several dampings are for method 'influence', got method {method!r}: leave damping out"
+            f"several dampings are for methods {' and '.join(map(repr, DAMPED))}, got method "
+            f"{method!r}: leave damping out"
         )
     return dampings
 
@@ -206,5 +217,5 @@ def _scores(
         values=values,
         ids=ids,
         method=method,
-        damping=float(damping) if method == "influence" else None,
+        damping=float(damping) if method in DAMPED else None,
     )

@@ -6,7 +6,7 @@ use std::slice;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use grass_core::parallel::Workers;
-use grass_store::{ChunkSpan, StoreReader};
+use grass_store::{ChunkSpan, Layout, StoreReader};
 use ndarray::{Array2, ArrayViewMut2, Axis, s};
 
 use crate::error::{Error, Result};
@@ -287,6 +287,30 @@ pub(crate) fn check_scorable(store: &StoreReader) -> Result<()> {
         (true, 0) => Err(Error::Empty { path }),
         _ => Ok(()),
     }
+}
+
+/// Refuses queries of another shape, and those that are not finite.
+pub(crate) fn check_queries(layout: &Layout, queries: &[f32], workers: &Workers) -> Result<()> {
+    let width = layout.width();
+    if queries.is_empty() || !queries.len().is_multiple_of(width) {
+        let got = format!("{} numbers", queries.len());
+        return Err(Error::Queries { width, got });
+    }
+    for (query, row) in queries.chunks_exact(width).enumerate() {
+        workers.check()?;
+        if let Some(coordinate) = row.iter().position(|value| !value.is_finite()) {
+            let mut columns = layout.columns().iter().enumerate();
+            let holding = columns
+                .find(|(index, _)| layout.coordinates(*index).contains(&coordinate))
+                .map(|(_, column)| column.name.clone());
+            return Err(Error::NonFiniteQuery {
+                query,
+                column: holding.unwrap_or_default(),
+                value: row[coordinate],
+            });
+        }
+    }
+    Ok(())
 }
 
 /// A matrix of zeros, or an error where the memory for it cannot be had.

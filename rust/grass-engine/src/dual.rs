@@ -173,21 +173,59 @@ pub(crate) fn add_scores(
     Ok(())
 }
 
+/// Writes (F + lambda I)^-1 q = (n q - G^T s) / (n lambda) times the block's weight, where s are the scores of all stored
+/// rows, for such blocks and the first damping, into `out`, (queries, width of the store).
+pub(crate) fn precondition(
+    task: &Task<'_>,
+    blocks: &[Block],
+    queries: ArrayView2<'_, f32>,
+    out: &mut Array2<f32>,
+) -> Result<()> {
+    for (block, rows) in blocks.iter().zip(BlockRows::new(task, blocks)?) {
+        let mut scores = task.scores(queries.nrows())?;
+        let ridges = add_block(task, block, &rows, queries, &mut scores)?;
+        let Some(ridge) = ridges.first() else {
+            continue;
+        };
+        for panel in rows.panels() {
+            let values = rows.panel(panel.clone())?;
+            let first = block.coordinates.start;
+            let panel = first + panel.start..first + panel.end;
+            let queries = queries.slice(s![.., panel.clone()]);
+            let mut out = out.slice_mut(s![.., panel]);
+            let tasks = out.axis_chunks_iter_mut(Axis(0), QUERIES_A_TASK);
+            let tasks = tasks.zip(queries.axis_chunks_iter(Axis(0), QUERIES_A_TASK));
+            let tasks = tasks.zip(scores.axis_chunks_iter(Axis(0), QUERIES_A_TASK));
+            task.workers
+                .for_each(tasks, |((mut out, queries), scores)| {
+                    let scale = task.rows as f64 * block.weight;
+                    let mut sums = queries.mapv(|value| f64::from(value) * scale);
+                    let (sums_out, rows) = (sums.view_mut(), values.view());
+                    add_long_product(sums_out, -1.0, scores, rows, task.workers)?;
+                    out.zip_mut_with(&sums, |out, sum| *out = (sum / ridge) as f32);
+                    Ok::<(), Error>(())
+                })?;
+        }
+    }
+    Ok(())
+}
+
+/// Adds the scores of one block, and returns the ridges n lambda of all dampings, none where all rows are zero.
 fn add_block(
     task: &Task<'_>,
     block: &Block,
     rows: &BlockRows<'_>,
     queries: ArrayView2<'_, f32>,
     scores: &mut Array2<f64>,
-) -> Result<()> {
+) -> Result<Vec<f64>> {
     let workers = task.workers;
     let dampings = task.dampings.len();
     // Where all rows are zero, so is every score.
     let Some(damped) = task.decompose(rows.gram(block)?, block, Precision::Double)? else {
-        return Ok(());
+        return Ok(Vec::new());
     };
     check_dampings(task, block)?;
-    let scale = task.rows as f64;
+    let scale = task.rows as f64 * block.weight;
     let queries = queries.slice(s![.., block.coordinates.clone()]);
     let mut scores = by_damping(scores, dampings, 0..task.rows);
     let group = (PRODUCT_BYTES / (task.rows * size_of::<f64>())).max(1);
@@ -210,7 +248,7 @@ fn add_block(
             })?;
         }
     }
-    Ok(())
+    Ok(damped.ridges)
 }
 
 /// G q of every query, one a row.

@@ -69,6 +69,14 @@ pub enum Error {
         /// Whether it is the row's fault, and what to do.
         reason: &'static str,
     },
+    /// Columns that cannot be chosen so.
+    #[error("scoring expects {expected}, got {got}: number the columns of this store")]
+    Columns {
+        /// What they must be.
+        expected: String,
+        /// What came.
+        got: String,
+    },
     /// A damping that is not a number from 0 on.
     #[error("damping must be a finite number of at least 0, got {got}: the default is 0.4")]
     Damping {

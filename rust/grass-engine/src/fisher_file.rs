@@ -1,11 +1,12 @@
 //! Fisher matrices kept beside a store, so that later calls need not read its rows to gather them.
 //!
 //! The folder `<store>.fisher`, next to the store's and never inside it, has a file a column, `column-00000.fisher`, by the
-//! column's number; one whose products were summed in double precision is `column-00000.double.fisher`. All numbers are little
-//! endian:
+//! column's number; one whose products were summed in double precision is `column-00000.double.fisher`, and one of
+//! neighbouring columns together, by the first and last number, `columns-00000-00003.fisher`. All numbers are little endian:
 //!
 //! ```text
-//! 0 "GRASSFSH", of products in double precision "GRASSFSD" | 8 version u32 | 12 column u32 | 16 size u64 | 24 the store's fingerprint, 32 bytes | 56 CRC-32 of the bytes before u32
+//! 0 "GRASSFSH", of products in double precision "GRASSFSD" | 8 version u32 | 12 (first) column u32 | 16 size u64
+//! 24 the store's fingerprint, 32 bytes (of several columns the SHA-256 of it and, u64, of the number after the last) | 56 CRC-32 of the bytes before u32
 //! 60 the lower triangle of sum g g^T, or of the rows' inner products where the column has more coordinates than the store
 //!    has rows: row after row up to the diagonal, f64, in blocks of 131072 numbers (the last one shorter), after each its CRC-32 u32
 //! ```
@@ -25,6 +26,7 @@ use std::path::PathBuf;
 
 use grass_core::parallel::Workers;
 use grass_store::StoreReader;
+use sha2::{Digest, Sha256};
 
 use crate::error::Result;
 use crate::preconditioner::{Block, Precision};
@@ -65,6 +67,16 @@ impl SavedFisher {
         })
     }
 
+    /// Of the store, and of the columns where they are several.
+    fn fingerprint(&self, block: &Block) -> [u8; 32] {
+        if block.columns.len() == 1 {
+            return self.fingerprint;
+        }
+        let mut digest = Sha256::new_with_prefix(self.fingerprint);
+        digest.update((block.columns.end as u64).to_le_bytes());
+        digest.finalize().into()
+    }
+
     fn header(&self, block: &Block, precision: Precision, size: usize) -> [u8; HEADER_BYTES] {
         let mut header = [0; HEADER_BYTES];
         header[..8].copy_from_slice(match precision {
@@ -72,9 +84,9 @@ impl SavedFisher {
             Precision::Double => b"GRASSFSD",
         });
         header[8..12].copy_from_slice(&VERSION.to_le_bytes());
-        header[12..16].copy_from_slice(&(block.index as u32).to_le_bytes());
+        header[12..16].copy_from_slice(&(block.columns.start as u32).to_le_bytes());
         header[16..24].copy_from_slice(&(size as u64).to_le_bytes());
-        header[24..56].copy_from_slice(&self.fingerprint);
+        header[24..56].copy_from_slice(&self.fingerprint(block));
         let checksum = crc32fast::hash(&header[..56]);
         header[56..].copy_from_slice(&checksum.to_le_bytes());
         header
@@ -170,7 +182,11 @@ fn name(block: &Block, precision: Precision) -> String {
         Precision::Single => "fisher",
         Precision::Double => "double.fisher",
     };
-    format!("column-{:05}.{kind}", block.index)
+    let (first, last) = (block.columns.start, block.columns.end - 1);
+    match first == last {
+        true => format!("column-{first:05}.{kind}"),
+        false => format!("columns-{first:05}-{last:05}.{kind}"),
+    }
 }
 
 /// Numbers in the lower triangle of a matrix.

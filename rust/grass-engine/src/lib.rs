@@ -10,6 +10,7 @@
 
 mod band;
 mod cholesky;
+mod chosen;
 mod chunks;
 mod dual;
 mod error;
@@ -25,12 +26,16 @@ mod scorer;
 mod scores_file;
 mod self_influence;
 mod sink;
+mod stored_rows;
 mod tiles;
 mod topk;
 
+pub use chosen::Chosen;
 pub use chunks::query_rows;
 pub use error::{Error, Result};
-pub use preconditioner::{DEFAULT_MEMORY, DoubleQueries, Preconditioned, precondition};
+pub use preconditioner::{
+    DEFAULT_MEMORY, DoubleQueries, Preconditioned, precondition, precondition_queries,
+};
 pub use scorer::{Method, Scores, score};
 pub use scores_file::score_to_file;
 pub use self_influence::self_influence;

@@ -1,7 +1,7 @@
 //! The inverse of the damped empirical Fisher matrix, applied to queries, block by block.
 //!
-//! For each column (a block of the plan) with rows g_1 .. g_n: F = (1/n) sum g g^T,
-//! lambda = damping * tr(F) / n, and a query q becomes (F + lambda I)^-1 q, or, where a column has more coordinates than
+//! For each block (a column, or all columns of a checkpoint, as [`Chosen`] says) with rows g_1 .. g_n: F = (1/n) sum g g^T,
+//! lambda = damping * tr(F) / n, and a query q becomes (F + lambda I)^-1 q, or, where a block has more coordinates than
 //! there are rows, its scores of all rows, as [`crate::dual`] tells. F is summed as [`crate::gram`] tells and kept
 //! beside the store as [`crate::fisher_file`] tells. It is decomposed and solved in double precision: for one damping by
 //! Cholesky's factor, for several by one reduction to a band that serves them all, [`crate::band`].
@@ -11,9 +11,10 @@ use std::sync::atomic::AtomicBool;
 
 use grass_core::parallel::Workers;
 use grass_store::StoreReader;
-use ndarray::{Array2, ArrayView2, ArrayViewMut3, s};
+use ndarray::{Array2, ArrayView2, ArrayViewMut3, Axis, s};
 
-use crate::chunks::{check_scorable, zeros};
+use crate::chosen::Chosen;
+use crate::chunks::{check_queries, check_scorable, zeros};
 use crate::error::{Error, Result};
 use crate::fisher_file::SavedFisher;
 use crate::inverse::{Decomposition, Inverses};
@@ -26,18 +27,21 @@ pub const DEFAULT_MEMORY: usize = 128 << 20;
 /// Queries solved by one task.
 pub(crate) const QUERIES_A_TASK: usize = 16;
 
-/// One column of the store, as a block of the Fisher matrix.
+/// One column of the store, or some neighbouring ones, as a block of the Fisher matrix.
 #[derive(Debug, Clone)]
 pub(crate) struct Block {
-    /// The column's number.
-    pub(crate) index: usize,
+    /// The numbers of the columns.
+    pub(crate) columns: Range<usize>,
     pub(crate) name: String,
     pub(crate) coordinates: Range<usize>,
+    /// By what its part of the scores is multiplied.
+    pub(crate) weight: f64,
 }
 
 /// What all blocks of one call share.
 pub(crate) struct Task<'a> {
     pub(crate) store: &'a StoreReader,
+    chosen: &'a Chosen<'a>,
     /// How many rows the store has.
     pub(crate) rows: usize,
     pub(crate) dampings: &'a [f64],
@@ -58,7 +62,8 @@ pub(crate) enum Precision {
 /// A decomposed matrix, with its diagonal and the ridge of each damping.
 pub(crate) struct Damped {
     diagonal: Vec<f64>,
-    ridges: Vec<f64>,
+    /// n lambda.
+    pub(crate) ridges: Vec<f64>,
     decomposition: Decomposition,
     precision: Precision,
 }
@@ -70,15 +75,16 @@ pub struct DoubleQueries {
     pub coordinates: Range<usize>,
     /// The first result that it is part of; the others of its damping follow.
     pub first: usize,
-    /// (F + lambda I)^-1 q, (n, coordinates) row-major.
+    /// (F + lambda I)^-1 q times the block's weight, (n, coordinates) row-major.
     pub values: Vec<f64>,
 }
 
 /// Queries whose products with the stored rows are influence scores.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Preconditioned {
-    /// (F + lambda I)^-1 q of every damping and query, (dampings * n, width of the store) row-major, the queries of one
-    /// damping after those of another; zeros in the columns that `double` or `wide_scores` holds.
+    /// (F + lambda I)^-1 q times the block's weight, of every damping and query, (dampings * n, width of the store)
+    /// row-major, the queries of one damping after those of another; zeros in the columns that are left out, or that
+    /// `double` or `wide_scores` holds.
     pub queries: Vec<f32>,
     /// The same where single precision would not do, to be multiplied with the stored rows in double precision.
     pub double: Vec<DoubleQueries>,
@@ -110,39 +116,25 @@ pub struct Preconditioned {
 /// # Errors
 /// [`Error::Queries`], [`Error::Damping`], [`Error::Unfinished`], [`Error::Empty`], [`Error::Singular`],
 /// [`Error::NonFiniteRows`], [`Error::Memory`], [`Error::Store`], [`Error::Core`] when cancelled.
-pub fn precondition(
-    store: &StoreReader,
+pub fn precondition<'a>(
+    store: impl Into<Chosen<'a>>,
     queries: &[f32],
     dampings: &[f64],
     memory: usize,
     workers: &Workers,
 ) -> Result<Preconditioned> {
-    let task = Task::new(store, dampings, memory, workers)?;
-    let width = store.layout().width();
-    let count = queries.len() / width;
-    let queries = match ArrayView2::from_shape((count, width), queries) {
-        Ok(rows) if count > 0 && rows.len() == queries.len() => rows,
-        _ => {
-            let got = format!("{} numbers", queries.len());
-            return Err(Error::Queries { width, got });
-        }
-    };
-    let results = dampings.len() * count;
-    let what = || {
-        format!(
-            "{count} preconditioned queries for {} dampings",
-            dampings.len()
-        )
-    };
-    let hint = "give fewer queries or dampings at once";
-    let mut out = zeros((results, width), what, hint)?;
-    let mut double = Vec::new();
+    let chosen = store.into();
+    let task = Task::new(&chosen, dampings, memory, workers)?;
+    let queries = matrix(task.store, queries)?;
+    let (mut out, mut double) = (task.results(queries.nrows())?, Vec::new());
     let (wide, narrow) = task.blocks();
     for group in groups(narrow, memory, primal::bytes) {
         primal::precondition(&task, &group, queries, &mut out, &mut double)?;
     }
-    let scored = if wide.is_empty() { 0 } else { task.rows };
-    let mut wide_scores = zeros((results, scored), what, hint)?;
+    let mut wide_scores = match wide.is_empty() {
+        true => Array2::zeros((0, 0)),
+        false => task.scores(queries.nrows())?,
+    };
     for group in groups(wide, memory, |block| dual::bytes(task.rows, block)) {
         dual::add_scores(&task, &group, queries, &mut wide_scores)?;
     }
@@ -151,6 +143,59 @@ pub fn precondition(
         double,
         wide_scores: wide_scores.into_raw_vec_and_offset().0,
     })
+}
+
+/// (F + lambda I)^-1 q times the block's weight, rounded to single precision, (n, width of the store) row-major, of queries of
+/// that shape: also in blocks with more coordinates than rows. Zeros in the columns that are left out, and in blocks where all
+/// rows are zero.
+///
+/// Products of these with stored rows are influence scores, as exact as single precision lets them be: [`precondition`]
+/// tells where [`crate::score`] does better. Memory is that of [`precondition`] too.
+///
+/// # Errors
+/// Those of [`precondition`], and [`Error::NonFiniteQuery`].
+pub fn precondition_queries<'a>(
+    store: impl Into<Chosen<'a>>,
+    queries: &[f32],
+    damping: f64,
+    workers: &Workers,
+) -> Result<Vec<f32>> {
+    let chosen = store.into();
+    let dampings = [damping];
+    let task = Task::new(&chosen, &dampings, DEFAULT_MEMORY, workers)?;
+    check_queries(task.store.layout(), queries, workers)?;
+    let queries = matrix(task.store, queries)?;
+    let (mut out, mut double) = (task.results(queries.nrows())?, Vec::new());
+    let (wide, narrow) = task.blocks();
+    for group in groups(narrow, task.memory, primal::bytes) {
+        primal::precondition(&task, &group, queries, &mut out, &mut double)?;
+        for part in double.drain(..) {
+            let mut columns = out.slice_mut(s![.., part.coordinates.clone()]);
+            let rows = part.values.chunks_exact(part.coordinates.len());
+            for (mut out, values) in columns.axis_iter_mut(Axis(0)).zip(rows) {
+                for (out, value) in out.iter_mut().zip(values) {
+                    *out = *value as f32;
+                }
+            }
+        }
+    }
+    for group in groups(wide, task.memory, |block| dual::bytes(task.rows, block)) {
+        dual::precondition(&task, &group, queries, &mut out)?;
+    }
+    Ok(out.into_raw_vec_and_offset().0)
+}
+
+/// Queries by rows.
+fn matrix<'a>(store: &StoreReader, queries: &'a [f32]) -> Result<ArrayView2<'a, f32>> {
+    let width = store.layout().width();
+    let count = queries.len() / width;
+    match ArrayView2::from_shape((count, width), queries) {
+        Ok(rows) if count > 0 && rows.len() == queries.len() => Ok(rows),
+        _ => {
+            let got = format!("{} numbers", queries.len());
+            Err(Error::Queries { width, got })
+        }
+    }
 }
 
 /// Cuts blocks into groups that fit the memory, each of at least one block.
@@ -180,7 +225,7 @@ pub(crate) fn groups(
 impl<'a> Task<'a> {
     /// The work on a store, for dampings that are checked.
     pub(crate) fn new(
-        store: &'a StoreReader,
+        chosen: &'a Chosen<'a>,
         dampings: &'a [f64],
         memory: usize,
         workers: &'a Workers,
@@ -194,9 +239,11 @@ impl<'a> Task<'a> {
             let got = "an empty list".to_owned();
             return Err(Error::Damping { got });
         }
+        let store = chosen.store;
         check_scorable(store)?;
         Ok(Self {
             store,
+            chosen,
             rows: store.rows() as usize,
             dampings,
             memory,
@@ -206,16 +253,39 @@ impl<'a> Task<'a> {
         })
     }
 
-    /// The store's blocks: those with more coordinates than there are rows, and the others.
+    /// The blocks that count: those with more coordinates than there are rows, and the others.
     pub(crate) fn blocks(&self) -> (Vec<Block>, Vec<Block>) {
-        let layout = self.store.layout();
-        let columns = layout.columns().iter().enumerate();
-        let blocks = columns.map(|(index, column)| Block {
-            index,
-            name: column.name.clone(),
-            coordinates: layout.coordinates(index),
+        let names = self.store.layout().columns();
+        let blocks = self.chosen.blocks().map(|(columns, weight)| Block {
+            name: match columns.len() {
+                1 => names[columns.start].name.clone(),
+                _ => {
+                    let (first, last) = (&names[columns.start], &names[columns.end - 1]);
+                    format!("{} to {}", first.name, last.name)
+                }
+            },
+            coordinates: self.chosen.coordinates(&columns),
+            columns,
+            weight,
         });
         blocks.partition(|block| block.coordinates.len() > self.rows)
+    }
+
+    /// Room for so many preconditioned queries, for all dampings.
+    fn results(&self, count: usize) -> Result<Array2<f32>> {
+        self.room(count, self.store.layout().width())
+    }
+
+    /// Room for the scores of all rows for so many queries, for all dampings.
+    pub(crate) fn scores(&self, count: usize) -> Result<Array2<f64>> {
+        self.room(count, self.rows)
+    }
+
+    fn room<T: Clone + Default>(&self, count: usize, length: usize) -> Result<Array2<T>> {
+        let dampings = self.dampings.len();
+        let what = || format!("{count} preconditioned queries for {dampings} dampings");
+        let hint = "give fewer queries or dampings at once";
+        zeros((dampings * count, length), what, hint)
     }
 
     /// `gram` + n lambda I decomposed, for gram = sum g g^T or the rows' inner products, which
@@ -317,7 +387,8 @@ mod tests {
     #[test]
     fn groups_fill_the_memory_and_keep_the_order() {
         let block = |width| Block {
-            index: 0,
+            columns: 0..1,
+            weight: 1.0,
             name: String::new(),
             coordinates: 0..width,
         };

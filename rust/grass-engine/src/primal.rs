@@ -49,7 +49,6 @@ pub(crate) fn precondition(
     out: &mut Array2<f32>,
     double: &mut Vec<DoubleQueries>,
 ) -> Result<()> {
-    let scale = task.rows as f64;
     let mut left = Vec::new();
     let all: Vec<&Block> = blocks.iter().collect();
     for (block, gram) in blocks.iter().zip(grams(task, &all, Precision::Single)?) {
@@ -64,6 +63,7 @@ pub(crate) fn precondition(
             missing.extend(singular);
             let out = by_damping(out, task.dampings.len(), block.coordinates.clone());
             // F + lambda I = (gram + n lambda I) / n.
+            let scale = task.rows as f64 * block.weight;
             let convert = |value| (scale * value) as f32;
             solve(task, &inverses, queries, out, 0, convert)?;
         }
@@ -77,6 +77,7 @@ pub(crate) fn precondition(
             continue;
         };
         let queries = queries.slice(s![.., block.coordinates.clone()]);
+        let scale = task.rows as f64 * block.weight;
         for &number in numbers {
             let (inverses, singular) = damped.inverses(&[number], task.workers)?;
             task.refuse(block, &singular)?;

@@ -17,13 +17,16 @@ use grass_core::dot::{
 };
 use grass_core::parallel::Workers;
 use grass_core::simd::Path;
-use grass_store::{Dtype, Layout, StoreReader};
+use grass_store::{Dtype, Layout};
 use ndarray::{Array1, aview1};
 
+use crate::chosen::Chosen;
+use crate::chunks::check_queries;
 use crate::error::{Error, Result};
 use crate::preconditioner::{DEFAULT_MEMORY, DoubleQueries, Preconditioned, precondition};
 use crate::runs::{Run, Runs};
 use crate::scorer::Method;
+use crate::stored_rows::StoredRows;
 
 /// Bytes of queries that are laid out ahead; more are laid out anew for every chunk.
 const AHEAD_BYTES: usize = 64 << 20;
@@ -48,19 +51,6 @@ pub(crate) struct Scratch {
     row_scales: Vec<f64>,
 }
 
-/// The same coordinates of some stored rows.
-#[derive(Clone, Copy)]
-pub(crate) struct StoredRows<'a> {
-    /// From the first row's scales on.
-    pub(crate) scales: &'a [u8],
-    /// From the first row's number for coordinate `first` on.
-    pub(crate) numbers: &'a [u8],
-    pub(crate) first: usize,
-    /// Bytes from a row to the next one, in both.
-    pub(crate) stride: usize,
-    pub(crate) count: usize,
-}
-
 /// Queries checked, preconditioned, their norms known, laid out for the store's dtype.
 #[derive(Debug)]
 pub(crate) struct Prepared<'a> {
@@ -73,6 +63,10 @@ pub(crate) struct Prepared<'a> {
     wide_scores: Vec<f64>,
     /// How many rows the store has.
     rows: usize,
+    /// The coordinates that count, in stretches.
+    counted: Vec<Range<usize>>,
+    /// The coordinates whose mean weighs a row.
+    row_weights: Vec<usize>,
     /// How many were given: of more, `given` follow each other for every damping.
     given: usize,
     /// Powers of two by which the queries are multiplied, so that no product leaves the range of single precision
@@ -95,13 +89,13 @@ impl<'a> Prepared<'a> {
     /// # Errors
     /// [`Error::Queries`], [`Error::NonFiniteQuery`], [`Error::Damping`], those of [`precondition`].
     pub(crate) fn new(
-        store: &'a StoreReader,
+        chosen: &'a Chosen<'a>,
         queries: &'a [f32],
         method: Method,
         dampings: &[f64],
         workers: &Workers,
     ) -> Result<Self> {
-        let layout = store.layout();
+        let layout = chosen.store.layout();
         if method == Method::Influence {
             let wrong = |damping: &&f64| !(**damping >= 0.0 && damping.is_finite());
             if let Some(damping) = dampings.iter().find(wrong) {
@@ -109,7 +103,7 @@ impl<'a> Prepared<'a> {
                 return Err(Error::Damping { got });
             }
         }
-        check(layout, queries, workers)?;
+        check_queries(layout, queries, workers)?;
         let given = queries.len() / layout.width();
         let (values, double, wide_scores) = match method {
             Method::Influence => {
@@ -117,10 +111,14 @@ impl<'a> Prepared<'a> {
                     queries,
                     double,
                     wide_scores,
-                } = precondition(store, queries, dampings, DEFAULT_MEMORY, workers)?;
+                } = precondition(chosen.clone(), queries, dampings, DEFAULT_MEMORY, workers)?;
                 (Cow::Owned(queries), double, wide_scores)
             }
-            Method::GradDot | Method::GradCos => (Cow::Borrowed(queries), Vec::new(), Vec::new()),
+            Method::GradDot | Method::GradCos => {
+                let weighted = chosen.weighted(queries);
+                let values = weighted.map_or(Cow::Borrowed(queries), Cow::Owned);
+                (values, Vec::new(), Vec::new())
+            }
         };
         let path = Path::current();
         let (mut factors, mut norms) = (Vec::new(), Vec::new());
@@ -137,7 +135,9 @@ impl<'a> Prepared<'a> {
             values,
             double,
             wide_scores,
-            rows: store.rows() as usize,
+            rows: chosen.store.rows() as usize,
+            counted: chosen.counted(),
+            row_weights: chosen.row_weights(),
             given,
             factors,
             norms: (method == Method::GradCos).then_some(norms),
@@ -406,7 +406,7 @@ impl<'a> Prepared<'a> {
         Ok(())
     }
 
-    /// Adds the squares of some coordinates to each row's sum.
+    /// Adds the squares of some coordinates, as far as they count, to each row's sum.
     pub(crate) fn add_squares(
         &self,
         rows: StoredRows<'_>,
@@ -414,11 +414,39 @@ impl<'a> Prepared<'a> {
         squares: &mut [f64],
         scratch: &mut Scratch,
     ) {
-        for (row, square) in squares.iter_mut().enumerate() {
-            for start in coordinates.clone().step_by(FLOAT_RUN) {
-                let part = start..coordinates.end.min(start + FLOAT_RUN);
+        for counted in &self.counted {
+            let start = coordinates.start.max(counted.start);
+            let end = coordinates.end.min(counted.end);
+            for (row, square) in squares.iter_mut().enumerate() {
+                for start in (start..end).step_by(FLOAT_RUN) {
+                    let part = start..end.min(start + FLOAT_RUN);
+                    rows.decode(self.layout, row, part, &mut scratch.values);
+                    *square += dot::squares(self.path, &scratch.values);
+                }
+            }
+        }
+    }
+
+    /// Whether rows have weights.
+    pub(crate) fn weigh_rows(&self) -> bool {
+        !self.row_weights.is_empty()
+    }
+
+    /// Adds to each row's weight what is in some coordinates.
+    pub(crate) fn add_row_weights(
+        &self,
+        rows: StoredRows<'_>,
+        coordinates: &Range<usize>,
+        weights: &mut [f64],
+        scratch: &mut Scratch,
+    ) {
+        let count = self.row_weights.len() as f64;
+        let held = self.row_weights.iter();
+        for &coordinate in held.filter(|coordinate| coordinates.contains(coordinate)) {
+            for (row, weight) in weights.iter_mut().enumerate() {
+                let part = coordinate..coordinate + 1;
                 rows.decode(self.layout, row, part, &mut scratch.values);
-                *square += dot::squares(self.path, &scratch.values);
+                *weight += f64::from(scratch.values[0]) / count;
             }
         }
     }
@@ -446,26 +474,6 @@ impl<'a> Prepared<'a> {
     }
 }
 
-impl<'a> StoredRows<'a> {
-    /// The numbers of some coordinates.
-    fn part(&self, layout: &Layout, coordinates: &Range<usize>) -> Rows<'a> {
-        let before = layout.number_bytes(self.first..coordinates.start).len();
-        Rows {
-            bytes: &self.numbers[before..],
-            stride: self.stride,
-            count: self.count,
-        }
-    }
-
-    fn decode(&self, layout: &Layout, row: usize, coordinates: Range<usize>, out: &mut Vec<f32>) {
-        out.resize(coordinates.len(), 0.0);
-        let numbers = self.part(layout, &coordinates).bytes;
-        let bytes = layout.number_bytes(coordinates.clone()).len();
-        let numbers = &numbers[row * self.stride..][..bytes];
-        layout.decode(&self.scales[row * self.stride..], numbers, coordinates, out);
-    }
-}
-
 fn largest(values: &[f32]) -> f32 {
     values
         .iter()
@@ -476,28 +484,4 @@ fn largest(values: &[f32]) -> f32 {
 fn factor(query: &[f32]) -> f32 {
     let exponent = largest(query).to_bits() >> 23;
     f32::from_bits(254u32.saturating_sub(exponent).clamp(1, 254) << 23)
-}
-
-/// Refuses queries of another shape, and those that are not finite.
-fn check(layout: &Layout, queries: &[f32], workers: &Workers) -> Result<()> {
-    let width = layout.width();
-    if queries.is_empty() || !queries.len().is_multiple_of(width) {
-        let got = format!("{} numbers", queries.len());
-        return Err(Error::Queries { width, got });
-    }
-    for (query, row) in queries.chunks_exact(width).enumerate() {
-        workers.check()?;
-        if let Some(coordinate) = row.iter().position(|value| !value.is_finite()) {
-            let mut columns = layout.columns().iter().enumerate();
-            let holding = columns
-                .find(|(index, _)| layout.coordinates(*index).contains(&coordinate))
-                .map(|(_, column)| column.name.clone());
-            return Err(Error::NonFiniteQuery {
-                query,
-                column: holding.unwrap_or_default(),
-                value: row[coordinate],
-            });
-        }
-    }
-    Ok(())
 }

@@ -11,20 +11,22 @@ use grass_core::dot::{Checksum, TILE};
 use grass_core::parallel::Workers;
 use grass_store::{ChunkReader, ChunkSpan, StoreReader};
 
+use crate::chosen::Chosen;
 use crate::chunks::check_scorable;
 use crate::error::{Error, Result};
-use crate::queries::{Prepared, Scratch, StoredRows};
+use crate::queries::{Prepared, Scratch};
 use crate::sink::{AllScores, Sink};
+use crate::stored_rows::StoredRows;
 use crate::topk::BestScores;
 
 /// How a query is compared with a stored row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Method {
-    /// q^T (F + lambda I)^-1 g, summed over columns: see [`crate::precondition`].
+    /// q^T (F + lambda I)^-1 g, summed over blocks: see [`crate::precondition`].
     Influence,
-    /// q^T g of the whole rows.
+    /// q^T g, summed over columns.
     GradDot,
-    /// The cosine of the whole rows; 0 where one of them is zero.
+    /// The cosine of the columns that count, side by side; 0 where one of the two is zero.
     GradCos,
 }
 
@@ -78,7 +80,7 @@ const VALUE_BYTES: usize = 64 << 20;
 /// Most sums that a thread keeps, in double precision, and most rows at a time.
 const SUMS: (usize, usize) = (1 << 15, 1024);
 
-/// Scores every row of `store` for queries of shape (n, width) row-major; one result for every damping of
+/// Scores every row of `store`, or [what is chosen](Chosen) of it, for queries of shape (n, width) row-major; one result for every damping of
 /// [`Method::Influence`], one for the other methods, which take none.
 ///
 /// Rows of floats: the score equals the formula to single precision, |error| <= 1e-6 |q| |g| + w 2^-149 for rows of w
@@ -93,21 +95,23 @@ const SUMS: (usize, usize) = (1 << 15, 1024);
 /// [`Error::Queries`], [`Error::NonFiniteQuery`], [`Error::Damping`], [`Error::TopK`],
 /// [`Error::Unfinished`], [`Error::Empty`], [`Error::NonFiniteScore`], [`Error::Memory`], those of
 /// [`crate::precondition`], and [`Error::Store`] with the damaged chunk, as each is compared with its checksum.
-pub fn score(
-    store: &StoreReader,
+pub fn score<'a>(
+    store: impl Into<Chosen<'a>>,
     queries: &[f32],
     method: Method,
     dampings: &[f64],
     top_k: Option<usize>,
     workers: &Workers,
 ) -> Result<Vec<Scores>> {
+    let chosen = store.into();
+    let store = chosen.store;
     check_scorable(store)?;
     let rows = store.rows() as usize;
     if let Some(k) = top_k.filter(|k| !(1..=rows).contains(k)) {
         let got = k.to_string();
         return Err(Error::TopK { rows, got });
     }
-    let queries = Prepared::new(store, queries, method, dampings, workers)?;
+    let queries = Prepared::new(&chosen, queries, method, dampings, workers)?;
     if queries.count() == 0 {
         return Ok(Vec::new());
     }
@@ -168,6 +172,7 @@ pub(crate) fn stream(
             scratch: Scratch::default(),
             sums: Vec::new(),
             squares: Vec::new(),
+            row_weights: Vec::new(),
             values: Vec::new(),
         });
         thread.score(&span)?;
@@ -205,6 +210,8 @@ struct Thread<'a, S> {
     scratch: Scratch,
     sums: Vec<f64>,
     squares: Vec<f64>,
+    /// One a row of `values`, where rows have weights.
+    row_weights: Vec<f64>,
     /// (queries, rows) row-major.
     values: Vec<f32>,
 }
@@ -308,6 +315,13 @@ impl<S: Sink> Thread<'_, S> {
             self.queries
                 .add_squares(rows, coordinates.clone(), squares, &mut self.scratch);
         }
+        if self.queries.weigh_rows() {
+            self.row_weights.resize(count, 0.0);
+            let weights = &mut self.row_weights[first..first + rows.count];
+            weights.fill(0.0);
+            self.queries
+                .add_row_weights(rows, &coordinates, weights, &mut self.scratch);
+        }
         let together = (SUMS.0 / rows.count).next_multiple_of(TILE);
         for start in (0..self.queries.count()).step_by(together) {
             let queries = start..self.queries.count().min(start + together);
@@ -353,6 +367,7 @@ impl<S: Sink> Thread<'_, S> {
         reader.read(&mut scales)?;
         reader.compare(&scales);
         self.squares = vec![0.0];
+        self.row_weights = vec![0.0];
         self.sums.clear();
         self.sums.resize(queries.len(), 0.0);
         for coordinates in self.queries.runs().parts(layout, BUFFER_BYTES) {
@@ -373,6 +388,9 @@ impl<S: Sink> Thread<'_, S> {
                 self.queries
                     .add_squares(rows, coordinates.clone(), squares, scratch);
             }
+            let weights = &mut self.row_weights;
+            self.queries
+                .add_row_weights(rows, &coordinates, weights, scratch);
             let (queries, sums) = (queries.clone(), &mut self.sums);
             self.queries.multiply(
                 rows,
@@ -398,6 +416,13 @@ impl<S: Sink> Thread<'_, S> {
     fn put(&mut self, first: u64, ids: &[u64]) -> Result<()> {
         self.queries
             .add_wide_scores(first, ids.len(), &mut self.values);
+        if self.queries.weigh_rows() {
+            for values in self.values.chunks_exact_mut(ids.len()) {
+                for (value, weight) in values.iter_mut().zip(&self.row_weights) {
+                    *value = (f64::from(*value) * weight) as f32;
+                }
+            }
+        }
         // No branch a score, so that the compiler makes vectors of it.
         let finite = |values: &[f32]| {
             values

@@ -27,6 +27,7 @@ use grass_core::parallel::Workers;
 use grass_store::{Disk, StoreReader, SystemDisk};
 use sha2::{Digest, Sha256};
 
+use crate::chosen::Chosen;
 use crate::chunks::check_scorable;
 use crate::error::{Error, Result};
 use crate::queries::Prepared;
@@ -45,7 +46,7 @@ const BAND_ROW_BYTES: u64 = 1 << 30;
 /// Numbers that are hashed between two looks at the cancel flag.
 const PIECE: usize = 1 << 20;
 
-/// Scores every row of `store` for queries of shape (n, width) row-major, into the file `path`, which
+/// Scores every row of `store`, or [what is chosen](Chosen) of it, for queries of shape (n, width) row-major, into the file `path`, which
 /// ends in `.npy`, and, beside it, their ids; [`crate::score`] gives the same bits.
 ///
 /// The same call goes on where an earlier one was stopped, and files that were there are replaced
@@ -57,8 +58,8 @@ const PIECE: usize = 1 << 20;
 /// Those of [`crate::score`]; [`Error::OtherFile`] where another call's unfinished file is,
 /// [`Error::BusyFile`] while another call writes it, [`Error::File`]. What was written stays, and
 /// the call may be made again.
-pub fn score_to_file(
-    store: &StoreReader,
+pub fn score_to_file<'a>(
+    store: impl Into<Chosen<'a>>,
     queries: &[f32],
     method: Method,
     damping: f64,
@@ -67,7 +68,7 @@ pub fn score_to_file(
     workers: &Workers,
 ) -> Result<()> {
     let call = Call {
-        store,
+        chosen: store.into(),
         queries,
         method,
         damping,
@@ -93,7 +94,7 @@ struct Pace {
 
 /// What the scores are of.
 struct Call<'a> {
-    store: &'a StoreReader,
+    chosen: Chosen<'a>,
     queries: &'a [f32],
     method: Method,
     damping: f64,
@@ -101,14 +102,15 @@ struct Call<'a> {
 
 impl Call<'_> {
     fn write(&self, path: &Path, pace: Pace, disk: &dyn Disk, workers: &Workers) -> Result<()> {
-        check_scorable(self.store)?;
+        let store = self.chosen.store;
+        check_scorable(store)?;
         if path.is_dir() {
             let refused = io::ErrorKind::IsADirectory.into();
             return Err(Error::file("create", path)(refused));
         }
         let key = self.key(workers)?;
-        let file = ScoresFile::open(self.store, self.count(), key, path, pace, disk)?;
-        let missing = file.missing(self.store);
+        let file = ScoresFile::open(store, self.count(), key, path, pace, disk)?;
+        let missing = file.missing(store);
         if !missing.is_empty() {
             let outcome = self.stream(missing, &file, workers);
             if let Err(error) = outcome.and(file.keep()) {
@@ -126,10 +128,10 @@ impl Call<'_> {
         workers: &Workers,
     ) -> Result<()> {
         let dampings = self.dampings();
-        let prepared = Prepared::new(self.store, self.queries, self.method, dampings, workers)?;
+        let prepared = Prepared::new(&self.chosen, self.queries, self.method, dampings, workers)?;
         let mut missing = missing.into_iter();
         let outcome =
-            missing.try_for_each(|rows| stream(self.store, &prepared, rows, file, workers));
+            missing.try_for_each(|rows| stream(self.chosen.store, &prepared, rows, file, workers));
         // Also after an error: what has come was compared with its checksums.
         outcome.and(file.write_bands())
     }
@@ -143,7 +145,7 @@ impl Call<'_> {
     }
 
     fn count(&self) -> u64 {
-        (self.queries.len() / self.store.layout().width()) as u64
+        (self.queries.len() / self.chosen.store.layout().width()) as u64
     }
 
     /// Tells this call from every other one whose scores could differ.
@@ -154,8 +156,9 @@ impl Call<'_> {
         for damping in self.dampings() {
             digest.update(damping.to_le_bytes());
         }
-        digest.update(self.store.fingerprint()?);
-        digest.update(self.store.rows().to_le_bytes());
+        digest.update(self.chosen.store.fingerprint()?);
+        self.chosen.digest(&mut digest);
+        digest.update(self.chosen.store.rows().to_le_bytes());
         digest.update(self.count().to_le_bytes());
         for piece in self.queries.chunks(PIECE) {
             workers.check()?;

@@ -3,9 +3,9 @@
 use std::ops::Range;
 
 use grass_core::parallel::Workers;
-use grass_store::StoreReader;
 use ndarray::{Array2, Axis, s};
 
+use crate::chosen::Chosen;
 use crate::chunks::{RowWindow, zeros};
 use crate::dual::{self, BlockRows, check_dampings};
 use crate::error::{Error, Result};
@@ -17,7 +17,7 @@ use crate::tiles::SymmetricTiles;
 /// Most rows solved by one task.
 const ROWS_A_TASK: usize = 64;
 
-/// g^T (F + lambda I)^-1 g of every stored row g, summed over columns: a list of the store's rows for each damping.
+/// g^T (F + lambda I)^-1 g of every stored row g, summed over blocks times their weights: a list of the store's rows for each damping.
 ///
 /// For one column it lies between 0 and the number of rows n, as F holds g g^T / n; rows alone in their direction come near n.
 /// The store is read once for the Fisher matrices that are not saved (see [`crate::precondition`]) and once for the rows,
@@ -30,12 +30,13 @@ const ROWS_A_TASK: usize = 64;
 /// # Errors
 /// [`Error::Damping`], [`Error::Unfinished`], [`Error::Empty`], [`Error::Singular`], [`Error::NonFiniteRows`],
 /// [`Error::Memory`], [`Error::Store`], [`Error::Core`] when cancelled.
-pub fn self_influence(
-    store: &StoreReader,
+pub fn self_influence<'a>(
+    store: impl Into<Chosen<'a>>,
     dampings: &[f64],
     workers: &Workers,
 ) -> Result<Vec<Vec<f32>>> {
-    let task = Task::new(store, dampings, DEFAULT_MEMORY, workers)?;
+    let chosen = store.into();
+    let task = Task::new(&chosen, dampings, DEFAULT_MEMORY, workers)?;
     let mut sums = zeros(
         (dampings.len(), task.rows),
         || format!("the self-influence of {} rows", task.rows),
@@ -97,7 +98,7 @@ fn add_parts<'a>(
             let (inverse, missing) = damped.inverses(&numbers, task.workers)?;
             left.extend(missing);
             if !inverse.numbers().is_empty() {
-                inverses.push((block.coordinates.clone(), inverse));
+                inverses.push((*block, inverse));
             }
         }
         if !inverses.is_empty() {
@@ -111,14 +112,16 @@ fn add_parts<'a>(
 /// Adds |L^-1 g|^2 of every row and block, in one pass over the store.
 fn add_rows(
     task: &Task<'_>,
-    blocks: &[(Range<usize>, Inverses<'_>)],
+    blocks: &[(&Block, Inverses<'_>)],
     sums: &mut Array2<f64>,
 ) -> Result<()> {
     let workers = task.workers;
     let row_bytes = task.store.layout().row_bytes() as u64;
     workers.progress().add_total(task.rows as u64 * row_bytes);
-    let scale = task.rows as f64;
-    let coordinates: Vec<Range<usize>> = blocks.iter().map(|(part, _)| part.clone()).collect();
+    let coordinates: Vec<Range<usize>> = blocks
+        .iter()
+        .map(|(block, _)| block.coordinates.clone())
+        .collect();
     let mut window = RowWindow::new(task.store, &coordinates, &task.checked);
     for step in window.steps(0..task.rows as u64) {
         window.cover(step.clone(), workers)?;
@@ -128,9 +131,10 @@ fn add_rows(
         let tasks = sums.axis_chunks_iter_mut(Axis(1), length);
         let tasks = tasks.zip((step.start..).step_by(length));
         workers.for_each(tasks, |(mut sums, first)| {
-            for (coordinates, inverses) in blocks {
-                let mut rows = Array2::zeros((sums.ncols(), coordinates.len()));
-                window.decode_here(first, (*coordinates).clone(), rows.view_mut());
+            for (block, inverses) in blocks {
+                let scale = task.rows as f64 * block.weight;
+                let mut rows = Array2::zeros((sums.ncols(), block.coordinates.len()));
+                window.decode_here(first, block.coordinates.clone(), rows.view_mut());
                 inverses.squares(rows, workers, |index, squares| {
                     for (sum, square) in sums.row_mut(index).iter_mut().zip(squares) {
                         *sum += scale * square;
@@ -158,7 +162,7 @@ fn add_wide(
         return Ok(());
     };
     check_dampings(task, block)?;
-    let scale = task.rows as f64;
+    let scale = task.rows as f64 * block.weight;
     for batch in batches(task.dampings.len()) {
         let (inverses, singular) = damped.inverses(&batch, workers)?;
         task.refuse(block, &singular)?;

@@ -110,7 +110,10 @@ fn engine_class(error: &grass_engine::Error) -> &'static str {
         Error::NonFiniteQuery { .. }
         | Error::NonFiniteRows { .. }
         | Error::NonFiniteScore { .. } => "NonFiniteError",
-        Error::Damping { .. } | Error::Method { .. } | Error::Singular { .. } => "SpecError",
+        Error::Columns { .. }
+        | Error::Damping { .. }
+        | Error::Method { .. }
+        | Error::Singular { .. } => "SpecError",
         Error::File { .. } | Error::OtherFile { .. } | Error::BusyFile { .. } => "ScoresFileError",
         Error::Memory { .. } => "GrassError",
     }

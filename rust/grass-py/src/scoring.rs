@@ -1,12 +1,13 @@
-//! `_native.score_store`, `_native.score_to_file` and `_native.self_influence`: scores of stored rows.
+//! `_native.score_store`, `_native.score_to_file`, `_native.precondition` and `_native.self_influence`: scores of stored
+//! rows.
 
 use std::path::PathBuf;
 use std::time::Duration;
 
 use grass_core::parallel::Workers;
 use grass_engine::{
-    Error, Method, Scores, query_rows, score, score_to_file as write_scores,
-    self_influence as self_influences,
+    Chosen, Error, Method, Scores, precondition_queries, query_rows, score,
+    score_to_file as write_scores, self_influence as self_influences,
 };
 use numpy::{PyArray1, PyArray2, PyArrayMethods, PyReadonlyArray2};
 use pyo3::prelude::*;
@@ -18,6 +19,19 @@ use crate::store::{StoreReader, elements};
 
 /// Ids (n,) and scores (queries, n), or both (queries, k) of the best k.
 type IdsAndScores<'py> = (Bound<'py, PyAny>, Bound<'py, PyArray2<f32>>);
+
+/// What counts in scores, as it comes from Python: a weight a column, the first and last (exclusive) columns of each Fisher
+/// block, and the columns that weigh rows.
+type NativeChosen = (Vec<f64>, Vec<(usize, usize)>, Vec<usize>);
+
+fn chosen(
+    (weights, blocks, row_weights): NativeChosen,
+    store: &StoreReader,
+) -> PyResult<Chosen<'_>> {
+    let blocks = blocks.into_iter().map(|(first, end)| first..end).collect();
+    let chosen = Chosen::new(&store.inner, weights, blocks, row_weights);
+    Ok(chosen.map_err(PyError::Engine)?)
+}
 
 /// Queries as they come from Python.
 #[derive(FromPyObject)]
@@ -97,18 +111,20 @@ fn dampings(got: &[Bound<'_, PyAny>]) -> PyResult<Vec<f64>> {
 
 /// Score every row of a store for queries, rows (n, width) or another store, once a damping, or once.
 #[pyfunction]
+#[expect(clippy::too_many_arguments, reason = "those of Store.score")]
 fn score_store<'py>(
     py: Python<'py>,
     store: &StoreReader,
+    chosen: NativeChosen,
     queries: Queries<'_>,
     method: &str,
     dampings: Vec<Bound<'_, PyAny>>,
     top_k: Option<&Bound<'_, PyAny>>,
     progress: Option<&Bound<'_, PyAny>>,
 ) -> PyResult<Vec<IdsAndScores<'py>>> {
-    let store = &store.inner;
+    let chosen = self::chosen(chosen, store)?;
     let method: Method = method.parse().map_err(PyError::Engine)?;
-    let rows = store.rows() as usize;
+    let rows = store.inner.rows() as usize;
     let dampings = self::dampings(&dampings)?;
     let refuse = |got| PyError::Engine(Error::TopK { rows, got });
     let top_k: Option<usize> = match top_k.map(number).transpose()? {
@@ -118,7 +134,7 @@ fn score_store<'py>(
     let source = queries.source()?;
     let scores = detached_with_progress(py, progress, |workers| {
         source.with(workers, |rows| {
-            score(store, rows, method, &dampings, top_k, workers)
+            score(chosen, rows, method, &dampings, top_k, workers)
         })
     })?;
     let per_query = top_k.unwrap_or(rows);
@@ -145,6 +161,7 @@ fn score_store<'py>(
 fn score_to_file(
     py: Python<'_>,
     store: &StoreReader,
+    chosen: NativeChosen,
     queries: Queries<'_>,
     method: &str,
     damping: &Bound<'_, PyAny>,
@@ -152,16 +169,39 @@ fn score_to_file(
     sync_seconds: f64,
     progress: Option<&Bound<'_, PyAny>>,
 ) -> PyResult<()> {
-    let store = &store.inner;
+    let chosen = self::chosen(chosen, store)?;
     let method: Method = method.parse().map_err(PyError::Engine)?;
     let damping = self::damping(damping)?;
     let every = Duration::try_from_secs_f64(sync_seconds).unwrap_or(Duration::MAX);
     let source = queries.source()?;
     detached_with_progress(py, progress, |workers| {
         source.with(workers, |rows| {
-            write_scores(store, rows, method, damping, &path, every, workers)
+            write_scores(chosen, rows, method, damping, &path, every, workers)
         })
     })
+}
+
+/// (F + lambda I)^-1 q of queries, rows (n, width) or another store: (n, width).
+#[pyfunction]
+fn precondition<'py>(
+    py: Python<'py>,
+    store: &StoreReader,
+    chosen: NativeChosen,
+    queries: Queries<'_>,
+    damping: &Bound<'_, PyAny>,
+    progress: Option<&Bound<'_, PyAny>>,
+) -> PyResult<Bound<'py, PyArray2<f32>>> {
+    let width = store.inner.layout().width();
+    let chosen = self::chosen(chosen, store)?;
+    let damping = self::damping(damping)?;
+    let source = queries.source()?;
+    let values = detached_with_progress(py, progress, |workers| {
+        source.with(workers, |rows| {
+            precondition_queries(chosen, rows, damping, workers)
+        })
+    })?;
+    let shape = [values.len() / width, width];
+    PyArray1::from_vec(py, values).reshape(shape)
 }
 
 /// The influence of every row on itself, (n,), once a damping.
@@ -169,12 +209,14 @@ fn score_to_file(
 fn self_influence<'py>(
     py: Python<'py>,
     store: &StoreReader,
+    chosen: NativeChosen,
     dampings: Vec<Bound<'_, PyAny>>,
     progress: Option<&Bound<'_, PyAny>>,
 ) -> PyResult<Vec<Bound<'py, PyArray1<f32>>>> {
+    let chosen = self::chosen(chosen, store)?;
     let dampings = self::dampings(&dampings)?;
     let values = detached_with_progress(py, progress, |workers| {
-        self_influences(&store.inner, &dampings, workers)
+        self_influences(chosen, &dampings, workers)
     })?;
     let arrays = values.into_iter();
     Ok(arrays
@@ -185,5 +227,6 @@ fn self_influence<'py>(
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(score_store, module)?)?;
     module.add_function(wrap_pyfunction!(score_to_file, module)?)?;
+    module.add_function(wrap_pyfunction!(precondition, module)?)?;
     module.add_function(wrap_pyfunction!(self_influence, module)?)
 }

@@ -17,6 +17,7 @@ use std::collections::BTreeMap;
 use std::fs::{self, OpenOptions};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use common::forge::forge;
 use common::{NARROW, append, assert_same_files, copy_store, files, manual, spec};
@@ -310,6 +311,7 @@ fn places(name: &str, length: usize) -> Vec<usize> {
 
 #[test]
 fn every_bit() {
+    let start = Instant::now();
     let mut flips = 0;
     let mut repairs = 0;
     for finished in [true, false] {
@@ -343,7 +345,7 @@ fn every_bit() {
     }
     assert!(flips > 10_000, "{flips}");
     if long() {
-        let line = json!({"name": "bit flips", "flips": flips, "repairs": repairs});
+        let line = json!({"name": "bit_flips", "seconds": start.elapsed().as_secs_f64(), "flips": flips, "repairs": repairs});
         // Read by what collects the figures of long runs.
         #[expect(clippy::print_stdout, reason = "the figure of a long run")]
         {

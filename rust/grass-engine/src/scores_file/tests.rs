@@ -82,7 +82,7 @@ impl Case {
 
     fn call(&self) -> Call<'_> {
         Call {
-            store: &self.store,
+            chosen: (&self.store).into(),
             queries: &self.queries,
             method: Method::GradDot,
             damping: 0.0,

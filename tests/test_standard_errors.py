@@ -9,8 +9,8 @@ import pytest
 
 import grass_rs as grass
 import reference
+from grass_rs.store.sketch_errors import standard_errors
 from grass_rs.store.sketch_variance import sketches_of
-from grass_rs.store.standard_errors import standard_errors
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -236,7 +236,7 @@ def test_top_scores_and_pieces_have_the_same_errors(
     queries, rows = (rng.standard_normal((n, 128), dtype=np.float32) for n in (3, 17))
     store = stored(tmp_path / "train", rows, *compressors)
     every = standard_errors(store, queries)
-    monkeypatch.setattr("grass_rs.store.standard_errors._NUMBERS_AT_ONCE", 128 * 4)
+    monkeypatch.setattr("grass_rs.store.sketch_errors._NUMBERS_AT_ONCE", 128 * 4)
     np.testing.assert_allclose(standard_errors(store, queries), every, rtol=1e-6)
     top = store.score(queries, "graddot", top_k=5)
     errors = standard_errors(store, queries, ids=top.ids)

@@ -19,7 +19,7 @@ from grass_rs.errors import (
 from grass_rs.evaluate.estimate import Estimate, estimate
 from grass_rs.evaluate.inputs import bool_array, real_array
 from grass_rs.evaluate.lds import lds
-from grass_rs.store import METHODS, Store, check_same_columns, check_same_fingerprints
+from grass_rs.store import Store, check_same_columns, check_same_fingerprints
 from grass_rs.store.score import as_queries, several
 
 if TYPE_CHECKING:
@@ -33,6 +33,9 @@ __all__ = ["DAMPINGS", "Candidate", "Tuning", "effective_directions", "tune"]
 
 DAMPINGS = (0.025, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 12.8, 25.6, 51.2)
 """Dampings that `tune` tries unless it is told otherwise."""
+
+METHODS = ("influence", "graddot", "gradcos")
+"""Methods that `tune` knows: those that need nothing beside the rows."""
 
 _DEFAULT = 0.4  # damping of `Store.score`
 _ROOT_SHARE = 0.5  # damping over the root of the effective directions

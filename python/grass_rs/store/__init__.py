@@ -7,7 +7,7 @@ from grass_rs.store.export import EXPORT_FORMATS, export_store
 from grass_rs.store.merge import merge_stores
 from grass_rs.store.reader import Store, open_store, verify_store
 from grass_rs.store.repair import Repaired, repair_store
-from grass_rs.store.standard_errors import standard_errors
+from grass_rs.store.sketch_errors import standard_errors
 from grass_rs.store.writer import StoreWriter, create_store
 
 __all__ = [

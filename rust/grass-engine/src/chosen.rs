@@ -201,7 +201,7 @@ mod tests {
             for error in [
                 new(vec![1.0; 3], vec![], vec![]),
                 new(vec![1.0, 1.0, 1.0, f64::NAN], vec![], vec![]),
-                new(ones(), vec![3..5], vec![]),
+                new(ones(), std::iter::once(3..5).collect(), vec![]),
                 new(ones(), vec![1..1, 2..3], vec![]),
                 new(ones(), vec![0..2, 1..3], vec![]),
                 new(vec![1.0, 2.0, 1.0, 1.0], vec![0..2, 2..3], vec![]),
@@ -219,7 +219,7 @@ mod tests {
             let ones = || vec![1.0; 4];
             let chosen = [
                 Chosen::new(store, ones(), vec![0..1, 1..2], vec![]),
-                Chosen::new(store, ones(), vec![0..2], vec![]),
+                Chosen::new(store, ones(), std::iter::once(0..2).collect(), vec![]),
                 Chosen::new(store, ones(), vec![0..1, 1..2], vec![2]),
                 Chosen::new(store, ones(), vec![0..1, 1..2], vec![2, 3]),
                 Chosen::new(store, vec![1.0, 1.0, 1.0, 0.5], vec![0..1, 1..2], vec![]),

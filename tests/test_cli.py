@@ -367,7 +367,7 @@ def test_a_wrong_path_is_one_line(
 
 FORBIDDEN = """
 # Commands import some of these when they run, and nobody may not read them everywhere.
-import difflib, locale, os, shutil, sys, tempfile
+import difflib, locale, os, shutil, sys, tempfile, threading, zipfile
 from grass_rs.cli.main import main
 
 store = sys.argv[1]

@@ -104,7 +104,7 @@ def test_another_number_of_writers_finishes_what_killed_ones_began(tmp_path: Pat
 
 
 HOLD = """
-import os, sys
+import os, sys, threading
 import grass_rs as grass
 from stores import columns
 writer, writers = map(int, sys.argv[2:])
@@ -170,7 +170,7 @@ def test_odd_names_and_links_to_folders_are_fine(tmp_path: Path) -> None:
 
 
 READ = """
-import os, sys
+import os, sys, threading
 import grass_rs as grass
 from stores import columns
 

@@ -346,11 +346,7 @@ fn every_bit() {
     assert!(flips > 10_000, "{flips}");
     if long() {
         let line = json!({"name": "bit_flips", "seconds": start.elapsed().as_secs_f64(), "flips": flips, "repairs": repairs});
-        // Read by what collects the figures of long runs.
-        #[expect(clippy::print_stdout, reason = "the figure of a long run")]
-        {
-            println!("GRASS-LONG {line}");
-        }
+        eprintln!("GRASS-LONG {line}");
     }
 }
 

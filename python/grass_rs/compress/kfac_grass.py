@@ -36,7 +36,8 @@ class KfacGraSS(FactorCompressor):
     With the directions of `SecondMoments.whitened`, the eigenvectors of the factors' second moments
     over the roots of their eigenvalues, gradients are compressed in the metric of K-FAC (Martens and
     Grosse 2015, arXiv 1503.05671), of which the empirical Fisher over the rows has only the rest to
-    learn. Where rank_out * rank_in <= k the SJLT loses nothing. The cost is LoGra's.
+    learn. Where rank_out * rank_in <= k the SJLT loses nothing. The cost is LoGra's. The spec names
+    the bases by their SHA-256; the serialised bytes hold them.
 
     Parameters
     ----------
@@ -113,12 +114,6 @@ class KfacGraSS(FactorCompressor):
     def output_dim(self) -> int:
         """Coordinates of the output, k."""
         return self._products.output_dim
-
-    @property
-    def spec(self) -> dict[str, Any]:
-        """The type and what determines the map: the bases by their SHA-256."""
-        spec: dict[str, Any] = json.loads(self._spec_json)
-        return spec
 
     @property
     def fingerprint(self) -> str:
